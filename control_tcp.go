@@ -1,0 +1,187 @@
+//go:build linux
+
+package connectx
+
+import (
+	"errors"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed22601231/connectx/internal/sys"
+	"github.com/seed22601231/connectx/lookup"
+	"github.com/seed22601231/connectx/portpick"
+)
+
+// connectTCP connects the socket: the TCP rows of the contract.
+func (a *attempt) connectTCP() error {
+	// On every socket, even one that is not bound here: a later bind to an
+	// explicit port succeeds only if all sockets on that port have the flag.
+	if err := sys.SetInt(a.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return os.NewSyscallError("setsockopt", err)
+	}
+	if a.local.Port() != 0 {
+		return a.connectTCPFrom()
+	}
+	if a.local.Addr().IsValid() {
+		// Leaves the choice of a port to connect, which knows the destination.
+		// An error means a kernel before 4.2, where bind takes a port of its own.
+		_ = sys.SetInt(a.fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+		if err := a.bind(a.local); err != nil {
+			return os.NewSyscallError("bind", err)
+		}
+	}
+	return a.connectTCPPicked()
+}
+
+// connectTCPFrom connects from the port that the caller chose.
+func (a *attempt) connectTCPFrom() error {
+	switch err := a.bind(a.local); err {
+	case nil:
+	case unix.EADDRINUSE:
+		return &inUseError{"the source port is held by a socket that does not share it", a.chosen(), a.remote, err}
+	default:
+		return os.NewSyscallError("bind", err)
+	}
+	sa := a.remoteSockaddr()
+	switch err := connectTCP(a.fd, &sa); err {
+	case unix.EADDRNOTAVAIL:
+		return &inUseError{"the 4-tuple is in use or in TIME_WAIT", a.chosen(), a.remote, err}
+	default:
+		return os.NewSyscallError("connect", err)
+	}
+}
+
+// connectTCP starts to connect, and returns nil if it can go on from there.
+func connectTCP(fd int, sa *sys.Sockaddr) error {
+	switch err := sys.ConnectTCP(fd, sa); err {
+	case unix.EINPROGRESS, unix.EALREADY, unix.EISCONN, unix.EINTR:
+		return nil
+	default:
+		return err
+	}
+}
+
+// How the range is searched for a free port before the kernel is asked to
+// search it. A try of one port costs some two microseconds, one of a window
+// more than that only if it is full; the kernel's own search of the default
+// range takes hundreds.
+const singleTries = 24
+
+var windows = [...]uint16{16, 64, 256, 1024}
+
+// connectTCPPicked connects from a port of the ephemeral range.
+//
+// The destination's own port comes last: on this host it could be the socket's
+// own, and TCP would connect it to itself.
+func (a *attempt) connectTCPPicked() error {
+	ports := a.ns.ports.Load()
+	avoid := a.remote.Port()
+	walk := a.ns.order.Walk(ports, a.local.Addr(), a.remote)
+	sa := a.remoteSockaddr()
+	for tries := 0; tries < singleTries+len(windows); tries++ {
+		port, ok := walk.Next()
+		if !ok {
+			break
+		}
+		if port == avoid {
+			continue
+		}
+		low, high := port, port
+		if tries >= singleTries {
+			low, high = window(ports, port, windows[tries-singleTries], avoid)
+		}
+		if !a.setPortRange(low, high) {
+			return a.connectTCPAnyPort(&sa)
+		}
+		if err := connectTCP(a.fd, &sa); err != unix.EADDRNOTAVAIL {
+			return os.NewSyscallError("connect", err)
+		}
+		if err := a.ended(); err != nil {
+			return err
+		}
+	}
+	return a.connectTCPLastPort(&sa)
+}
+
+// setPortRange limits the ports that connect may choose, on this socket. It
+// returns false if the kernel cannot: before 6.3, or on an MPTCP socket.
+func (a *attempt) setPortRange(low, high uint16) bool {
+	return sys.SetInt(a.fd, unix.SOL_IP, unix.IP_LOCAL_PORT_RANGE, int32(uint32(high)<<16|uint32(low))) == nil
+}
+
+// window returns the part of the range, of at most the given size, that
+// surrounds port but does not contain avoid.
+func window(ports *portpick.Ports, port, size, avoid uint16) (low, high uint16) {
+	low = port - min(port-ports.Low(), size/2)
+	high = low + min(ports.High()-low, size-1)
+	switch {
+	case low <= avoid && avoid < port:
+		low = avoid + 1
+	case port < avoid && avoid <= high:
+		high = avoid - 1
+	}
+	return low, high
+}
+
+// connectTCPAnyPort leaves the search to the kernel.
+func (a *attempt) connectTCPAnyPort(sa *sys.Sockaddr) error {
+	if err := connectTCP(a.fd, sa); err != unix.EADDRNOTAVAIL {
+		return os.NewSyscallError("connect", err)
+	}
+	return a.tcpExhausted(a.ns.refresh())
+}
+
+// connectTCPLastPort lets the kernel search the whole range, and so gives it
+// the last word on whether a port is free.
+func (a *attempt) connectTCPLastPort(sa *sys.Sockaddr) error {
+	ports := a.ns.refresh()
+	avoid := a.remote.Port()
+	if avoid < ports.Low() || avoid > ports.High() {
+		a.setPortRange(0, 0) // the system's
+		return a.connectTCPAnyPort(sa)
+	}
+	for _, part := range [...][2]uint16{{ports.Low(), avoid - 1}, {avoid + 1, ports.High()}, {avoid, avoid}} {
+		if part[0] > part[1] {
+			continue
+		}
+		a.setPortRange(part[0], part[1])
+		err := connectTCP(a.fd, sa)
+		if err == unix.EADDRNOTAVAIL {
+			continue
+		}
+		if err == nil && part[0] == avoid {
+			if bound, err := sys.LocalAddr(a.fd); err == nil && bound == a.remote {
+				break // connected to itself
+			}
+		}
+		return os.NewSyscallError("connect", err)
+	}
+	return a.tcpExhausted(ports)
+}
+
+// tcpExhausted is the error for EADDRNOTAVAIL from the search of the whole
+// range.
+func (a *attempt) tcpExhausted(ports *portpick.Ports) error {
+	source := a.local.Addr()
+	if !source.IsValid() {
+		// The same errno says that this host has no address to connect from.
+		route, err := a.routeTCP()
+		if errors.Is(err, lookup.ErrNoSource) {
+			return os.NewSyscallError("connect", unix.EADDRNOTAVAIL)
+		}
+		source = route.Source // invalid if the kernel does not tell
+	}
+	return &exhaustedError{ports, source, a.remote, unix.EADDRNOTAVAIL}
+}
+
+// routeTCP asks for the source address of a socket that is not bound.
+func (a *attempt) routeTCP() (lookup.Route, error) {
+	conn, err := a.ns.conn()
+	if err != nil {
+		return lookup.Route{}, err
+	}
+	route, err := a.route(conn, a.boundDevice())
+	a.ns.release(conn, err != nil)
+	return route, err
+}

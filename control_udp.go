@@ -1,0 +1,374 @@
+//go:build linux
+
+package connectx
+
+import (
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed22601231/connectx/internal/sys"
+	"github.com/seed22601231/connectx/lookup"
+)
+
+// connectUDP connects the socket: the UDP rows of the contract.
+func (a *attempt) connectUDP() error {
+	a.shareByFlagOnly()
+	conn, err := a.ns.conn()
+	if err != nil {
+		return a.connectUDPAlone(err)
+	}
+	l := tupleLock{attempt: a, conn: conn}
+	err = l.connect()
+	a.ns.release(conn, l.blind != nil)
+	if l.blind != nil {
+		if l.bound {
+			if err := l.renew(); err != nil {
+				return err
+			}
+		}
+		return a.connectUDPAlone(l.blind)
+	}
+	return err
+}
+
+// shareByFlagOnly takes SO_REUSEPORT off a socket that the caller's hook put it
+// on. Sockets of one user that have it share a port whatever SO_REUSEADDR says,
+// so the lock would not lock.
+func (a *attempt) shareByFlagOnly() {
+	if a.hook.hasUserControl() {
+		_ = sys.SetInt(a.fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 0)
+	}
+}
+
+// connectUDPAlone is for when the kernel does not answer lookups, and says why.
+// It never shares a port: a picked one is the kernel's choice for this socket
+// alone, and an explicit one is had only while nobody else has it.
+func (a *attempt) connectUDPAlone(why error) error {
+	if err := sys.SetInt(a.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 0); err != nil {
+		return os.NewSyscallError("setsockopt", err)
+	}
+	if a.local == (netip.AddrPort{}) {
+		return nil // net.Dialer connects, and the kernel picks a port
+	}
+	err := a.bind(a.local)
+	if err == unix.EADDRINUSE && a.local.Port() != 0 {
+		return &inUseError{"the source port is in use and cannot be shared: " + why.Error(), a.chosen(), a.remote, err}
+	}
+	return os.NewSyscallError("bind", err)
+}
+
+// A tupleLock is an attempt that may share its port. What keeps two sockets
+// from one 4-tuple is described at take.
+type tupleLock struct {
+	*attempt
+	conn   *lookup.Conn
+	device uint32 // the interface that lookups name, else 0
+	cookie uint64 // SO_COOKIE of the socket that is now on the descriptor
+	bound  bool   // that socket has its port, and cannot have another
+
+	// blind is set when the kernel's answers cannot be relied on, and says
+	// why.
+	blind error
+}
+
+func (l *tupleLock) connect() error {
+	l.device = l.boundDevice()
+	source := l.local.Addr()
+	if !source.IsValid() {
+		route, err := l.route(l.conn, l.device)
+		if err != nil {
+			// Most likely there is no route, and then connect has the words
+			// for it. If it has not, this socket has a port of its own.
+			return l.connectUDPAlone(err)
+		}
+		source = route.Source
+		if l.device == 0 {
+			l.device = route.Interface
+		}
+	}
+	if err := l.readCookie(); err != nil {
+		return err
+	}
+	if port := l.local.Port(); port != 0 {
+		return l.connectFrom(netip.AddrPortFrom(source, port))
+	}
+	return l.connectPicked(source)
+}
+
+func (l *tupleLock) readCookie() (err error) {
+	l.cookie, err = sys.Cookie(l.fd, unix.SO_COOKIE)
+	return os.NewSyscallError("getsockopt", err)
+}
+
+// An outcome is what became of one try to take a 4-tuple.
+type outcome int
+
+const (
+	won        outcome = iota // the socket is connected
+	conflict                  // a socket is connected on the very 4-tuple
+	contention                // the port is locked, or held by a socket that does not share
+	failed                    // an error that has nothing to do with the port
+)
+
+// take tries to connect the socket from local. While a bound socket has
+// SO_REUSEADDR off, nobody else can bind its port: that is the lock. It lasts
+// from bind to connect, and between the two a lookup tells whether the 4-tuple
+// is ours.
+//
+// If several sockets bind before the first of them takes the flag away, all of
+// them hold the lock together. The kernel finds the one that was bound last, so
+// only that one finds itself.
+//
+// The lookup before bind is for unconnected sockets that share the port without
+// taking part in this. As the one bound last we would receive what is meant for
+// them, and would not even see them in the lookup afterwards.
+//
+// seen is the cookie of the socket that was in the way, if the kernel told.
+func (l *tupleLock) take(local netip.AddrPort) (o outcome, seen uint64, err error) {
+	switch s, err := l.conn.UDP(local, l.remote, l.device); {
+	case err == nil:
+		return inTheWay(s), s.Cookie, nil
+	case err != lookup.ErrNotFound:
+		l.blind = err
+		return failed, 0, err
+	}
+
+	if err := sys.SetInt(l.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return failed, 0, os.NewSyscallError("setsockopt", err)
+	}
+	switch err := l.bind(local); err {
+	case nil:
+		l.bound = true
+	case unix.EADDRINUSE:
+		return contention, 0, nil
+	default:
+		return failed, 0, os.NewSyscallError("bind", err)
+	}
+	if err := sys.SetInt(l.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 0); err != nil {
+		return failed, 0, os.NewSyscallError("setsockopt", err)
+	}
+	switch s, err := l.conn.UDP(local, l.remote, l.device); {
+	case err == lookup.ErrNotFound:
+		l.blind = errNotOurself
+		return failed, 0, l.blind
+	case err != nil:
+		l.blind = err
+		return failed, 0, err
+	case s.Cookie != l.cookie:
+		return inTheWay(s), s.Cookie, nil
+	}
+	sa := l.remoteSockaddr()
+	if err := sys.ConnectUDP(l.fd, &sa); err != nil {
+		return failed, 0, os.NewSyscallError("connect", err)
+	}
+	if err := sys.SetInt(l.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return failed, 0, os.NewSyscallError("setsockopt", err)
+	}
+	l.drain()
+	return won, 0, nil
+}
+
+var errNotOurself = errors.New("sock_diag does not find UDP sockets (is the udp_diag module missing?)")
+
+// inTheWay tells the two kinds of sockets apart that a lookup finds.
+func inTheWay(s lookup.Socket) outcome {
+	if s.Connected() {
+		return conflict
+	}
+	return contention
+}
+
+// drain throws away the datagrams that came in between bind and connect, when
+// the socket was open to everybody.
+func (l *tupleLock) drain() {
+	var b [1]byte
+	for {
+		if _, err := sys.Recv(l.fd, b[:], 0); err != nil {
+			return
+		}
+	}
+}
+
+// renew puts a fresh socket on the descriptor in place of one that has lost its
+// try: closing that one unlocks its port, and a UDP socket cannot be bound
+// twice. net.Dialer has not handed the descriptor to the poller yet.
+func (l *tupleLock) renew() error {
+	fresh, err := unix.Socket(l.family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fresh)
+	// What package net sets on a new socket.
+	if l.family == unix.AF_INET6 {
+		if only, err := sys.Int(l.fd, unix.SOL_IPV6, unix.IPV6_V6ONLY); err == nil {
+			_ = sys.SetInt(fresh, unix.SOL_IPV6, unix.IPV6_V6ONLY, only)
+		}
+	}
+	if err := sys.SetInt(fresh, unix.SOL_SOCKET, unix.SO_BROADCAST, 1); err != nil {
+		return os.NewSyscallError("setsockopt", err)
+	}
+	if err := unix.Dup3(fresh, l.fd, unix.O_CLOEXEC); err != nil {
+		return os.NewSyscallError("dup3", err)
+	}
+	l.bound = false
+	if err := l.hook.userControl(l.ctx, l.network, l.address, l.rawConn); err != nil {
+		return err
+	}
+	l.shareByFlagOnly()
+	return l.readCookie()
+}
+
+const (
+	// A socket that holds an explicit port is taken for one that does not
+	// share if nothing has changed for patience, and over at least
+	// patienceTries looks: a holder of the lock may be off the processor for
+	// milliseconds, and the whole machine for longer.
+	patience      = 40 * time.Millisecond
+	patienceTries = 16
+
+	// maxWait bounds the wait in a crowd where something always changes.
+	maxWait = 5 * time.Second
+)
+
+// connectFrom connects from an explicit port.
+func (l *tupleLock) connectFrom(local netip.AddrPort) error {
+	var (
+		start, since time.Time // of contention, and of the last change in it
+		holder       uint64
+		looks        int
+	)
+	for try := 0; ; try++ {
+		o, seen, err := l.take(local)
+		switch o {
+		case won:
+			return nil
+		case conflict:
+			return &inUseError{"the 4-tuple is in use", local, l.remote, unix.EADDRINUSE}
+		case failed:
+			return err
+		}
+		if l.bound {
+			if err := l.renew(); err != nil {
+				return err
+			}
+		}
+		now := time.Now()
+		if try == 0 {
+			start = now
+		}
+		if try == 0 || seen != holder {
+			since, holder, looks = now, seen, 0
+		}
+		looks++
+		if now.Sub(since) > patience && looks > patienceTries || now.Sub(start) > maxWait {
+			return &inUseError{"the source port is held by a socket that does not share it", local, l.remote, unix.EADDRINUSE}
+		}
+		if err := l.backOff(try); err != nil {
+			return err
+		}
+	}
+}
+
+// backOff waits for about as long as the lock is held, and for longer the more
+// often that was not enough.
+func (l *tupleLock) backOff(try int) error {
+	switch {
+	case try < 4:
+		// The holder is likely at work on another processor.
+		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+	case try < 20:
+		// The runtime's timers are no good below a millisecond.
+		ts := unix.NsecToTimespec(int64(5+rand.IntN(50)) * int64(time.Microsecond))
+		_ = unix.Nanosleep(&ts, nil)
+	default:
+		return l.sleep(time.Duration(500+rand.IntN(500)) * time.Microsecond)
+	}
+	return l.ended()
+}
+
+// sleep waits, or until the context is over.
+func (a *attempt) sleep(d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-a.ctx.Done():
+	}
+	return a.ended()
+}
+
+// lockedPauses are the waits before ports that were locked are tried again,
+// when all others are taken.
+var lockedPauses = [...]time.Duration{time.Millisecond, 4 * time.Millisecond}
+
+// connectPicked connects from a port of the ephemeral range.
+func (l *tupleLock) connectPicked(source netip.Addr) error {
+	ports := l.ns.ports.Load()
+	walk := l.ns.order.Walk(ports, source, l.remote)
+	locked, done, err := l.connectFirst(source, walk.Next)
+	for _, pause := range lockedPauses {
+		if done || err != nil {
+			return err
+		}
+		if len(locked) == 0 {
+			break
+		}
+		// A locked port may be free again in a moment.
+		if err := l.sleep(pause); err != nil {
+			return err
+		}
+		again := locked
+		locked, done, err = l.connectFirst(source, func() (uint16, bool) {
+			if len(again) == 0 {
+				return 0, false
+			}
+			port := again[0]
+			again = again[1:]
+			return port, true
+		})
+	}
+	if done || err != nil {
+		return err
+	}
+	if now := l.ns.refresh(); now != ports {
+		return l.connectPicked(source)
+	}
+	return &exhaustedError{ports, source, l.remote, unix.EAGAIN}
+}
+
+// connectFirst connects from the first port that is free, and reports whether
+// there was one. locked are the ports that contention has passed over.
+func (l *tupleLock) connectFirst(source netip.Addr, next func() (uint16, bool)) (locked []uint16, done bool, err error) {
+	for {
+		port, ok := next()
+		if !ok {
+			return locked, false, nil
+		}
+		local := netip.AddrPortFrom(source, port)
+		if local == l.remote {
+			continue // it would talk to itself
+		}
+		o, _, err := l.take(local)
+		switch o {
+		case won:
+			return nil, true, nil
+		case failed:
+			return nil, false, err
+		case contention:
+			locked = append(locked, port)
+		}
+		if l.bound {
+			if err := l.renew(); err != nil {
+				return nil, false, err
+			}
+		}
+		if err := l.ended(); err != nil {
+			return nil, false, err
+		}
+	}
+}

@@ -1,0 +1,265 @@
+package connectx
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"strings"
+	"syscall"
+)
+
+// A Dialer is a [net.Dialer] whose connections share the local ports: each
+// destination has the whole ephemeral port range to itself.
+//
+// The zero value is ready to use. A Dialer may be copied, is safe for
+// concurrent use, and is cheap enough to be made for one call: what is shared
+// (netlink sockets, the order of ports) is shared by the whole process, per
+// network namespace.
+//
+// All fields of net.Dialer keep their meaning. Control and ControlContext run
+// before the socket is bound, once on each socket; a UDP dial may use several.
+// SO_REUSEADDR is the Dialer's own business, and SO_REUSEPORT is taken off UDP
+// sockets, since with it the lock would not hold.
+//
+// LocalAddr chooses the source address, the source port, or both:
+//
+//   - nil, or neither: the source address comes from the routing table, the port
+//     from the ephemeral range.
+//   - an address without a port: the port comes from the ephemeral range.
+//   - a port: that port, shared with the connections that other Dialers have
+//     to other destinations.
+//
+// A dial fails with [ErrPortsExhausted] when every port towards the destination
+// is taken; with EADDRNOTAVAIL (TCP) or EADDRINUSE (UDP) when the very 4-tuple
+// asked for exists; and with EADDRINUSE when a socket that does not share holds
+// the port asked for. All of them come in a [*net.OpError] and are found with
+// [errors.Is].
+//
+// Where the kernel does not answer the lookup that sharing a UDP port depends
+// on (netlink refused by a sandbox, no udp_diag), a UDP dial takes a port of
+// its own as net.Dialer would: limited, but never overshadowed.
+type Dialer struct {
+	net.Dialer
+}
+
+// Dial connects to address with a zero [Dialer]. See [net.Dial].
+func Dial(network, address string) (net.Conn, error) {
+	var d Dialer
+	return d.DialContext(context.Background(), network, address)
+}
+
+// DialContext connects to address with a zero [Dialer]. See
+// [net.Dialer.DialContext].
+func DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	var d Dialer
+	return d.DialContext(ctx, network, address)
+}
+
+// Dial connects to the address on the named network. See [net.Dial] for both.
+func (d *Dialer) Dial(network, address string) (net.Conn, error) {
+	return d.DialContext(context.Background(), network, address)
+}
+
+// DialContext connects to the address on the named network using the provided
+// context. See [net.Dialer.DialContext]. Networks other than TCP and UDP are
+// net.Dialer's alone.
+func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
+	inner, ok := d.plan(network, address)
+	if !ok {
+		return d.Dialer.DialContext(ctx, network, address)
+	}
+	conn, err := inner.dialer.DialContext(ctx, inner.network, inner.address)
+	if err != nil {
+		return nil, completeError(err, network, d.LocalAddr)
+	}
+	return conn, nil
+}
+
+// DialTCP connects to raddr from laddr on "tcp", "tcp4" or "tcp6". A zero laddr
+// means that none is chosen, one with an invalid Addr and a port that only the
+// port is. See [net.Dialer.DialTCP].
+func (d *Dialer) DialTCP(ctx context.Context, network string, laddr, raddr netip.AddrPort) (*net.TCPConn, error) {
+	if !supported || !strings.HasPrefix(network, "tcp") || !sameFamily(network, laddr, raddr) {
+		return d.Dialer.DialTCP(ctx, network, laddr, raddr)
+	}
+	typed := *d
+	typed.LocalAddr = net.TCPAddrFromAddrPort(laddr)
+	conn, err := typed.DialContext(ctx, network, raddr.String())
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.TCPConn), nil
+}
+
+// DialUDP connects to raddr from laddr on "udp", "udp4" or "udp6". A zero laddr
+// means that none is chosen, one with an invalid Addr and a port that only the
+// port is. See [net.Dialer.DialUDP].
+func (d *Dialer) DialUDP(ctx context.Context, network string, laddr, raddr netip.AddrPort) (*net.UDPConn, error) {
+	if !supported || !strings.HasPrefix(network, "udp") || !sameFamily(network, laddr, raddr) {
+		return d.Dialer.DialUDP(ctx, network, laddr, raddr)
+	}
+	typed := *d
+	typed.LocalAddr = net.UDPAddrFromAddrPort(laddr)
+	conn, err := typed.DialContext(ctx, network, raddr.String())
+	if err != nil {
+		return nil, err
+	}
+	return conn.(*net.UDPConn), nil
+}
+
+// sameFamily reports whether a socket of the network can have both addresses.
+// If not, the dial is bound to fail, and net.Dialer has the words for it.
+func sameFamily(network string, laddr, raddr netip.AddrPort) bool {
+	if !raddr.IsValid() {
+		return false
+	}
+	is4 := raddr.Addr().Unmap().Is4()
+	switch network[len(network)-1] {
+	case '4':
+		if !is4 {
+			return false
+		}
+	case '6':
+		if is4 {
+			return false
+		}
+	}
+	local := laddr.Addr().Unmap()
+	return !local.IsValid() || local.IsUnspecified() || local.Is4() == is4
+}
+
+// An innerDial is a dial for the net.Dialer that does the resolving, the racing
+// and the waiting.
+type innerDial struct {
+	dialer           net.Dialer
+	network, address string
+}
+
+// plan prepares the inner dial. It returns false for what net.Dialer should do
+// by itself: other systems, other networks, and dials which it refuses before
+// there is a socket.
+func (d *Dialer) plan(network, address string) (innerDial, bool) {
+	inner := innerDial{d.Dialer, network, address}
+	if !supported {
+		return inner, false
+	}
+	switch network {
+	case "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6":
+	default:
+		return inner, false
+	}
+	local, ok := localAddrPort(network, d.LocalAddr)
+	if !ok {
+		return inner, false
+	}
+
+	// The hook binds the socket, and a second bind by net.Dialer would fail.
+	// So it must not know of LocalAddr. What it would have done with it
+	// besides is to leave out the destination addresses of the other family.
+	inner.dialer.LocalAddr = nil
+	if a := local.Addr(); a.IsValid() && !a.IsUnspecified() {
+		inner.network, inner.address, ok = withFamily(network, address, a)
+		if !ok {
+			return inner, false
+		}
+	}
+	h := &hook{control: d.Control, controlContext: d.ControlContext, local: local}
+	inner.dialer.Control = nil
+	inner.dialer.ControlContext = h.run
+	return inner, true
+}
+
+// localAddrPort reads LocalAddr, with IPv4-mapped addresses as IPv4. It returns
+// false for an address of another type, which net.Dialer refuses.
+func localAddrPort(network string, addr net.Addr) (netip.AddrPort, bool) {
+	switch a := addr.(type) {
+	case nil:
+		return netip.AddrPort{}, true
+	case *net.TCPAddr:
+		if !strings.HasPrefix(network, "tcp") {
+			return netip.AddrPort{}, false
+		}
+		if a == nil {
+			return netip.AddrPort{}, true
+		}
+		return addrPort(a.IP, a.Zone, a.Port)
+	case *net.UDPAddr:
+		if !strings.HasPrefix(network, "udp") {
+			return netip.AddrPort{}, false
+		}
+		if a == nil {
+			return netip.AddrPort{}, true
+		}
+		return addrPort(a.IP, a.Zone, a.Port)
+	default:
+		return netip.AddrPort{}, false
+	}
+}
+
+func addrPort(ip net.IP, zone string, port int) (netip.AddrPort, bool) {
+	a, ok := netip.AddrFromSlice(ip)
+	if !ok && len(ip) > 0 || port < 0 || port > 0xffff {
+		return netip.AddrPort{}, false
+	}
+	a = a.Unmap()
+	if a.Is6() {
+		a = a.WithZone(zone)
+	}
+	return netip.AddrPortFrom(a, uint16(port)), true
+}
+
+// withFamily narrows the network to the family of the local address. It returns
+// false if address is a literal of the other family.
+func withFamily(network, address string, local netip.Addr) (string, string, bool) {
+	suffix, other := "6", byte('4')
+	if local.Is4() {
+		suffix, other = "4", '6'
+	}
+	switch network[len(network)-1] {
+	case other:
+		return network, address, false
+	case suffix[0]:
+	default:
+		network += suffix
+	}
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return network, address, true // net.Dialer says what is wrong with it
+	}
+	remote, err := netip.ParseAddr(host)
+	switch {
+	case host == "" || err == nil && remote.IsUnspecified():
+		// The local host, in the family of the local address.
+		if local.Is4() {
+			return network, net.JoinHostPort("0.0.0.0", port), true
+		}
+		return network, net.JoinHostPort("::", port), true
+	case err == nil && remote.Unmap().Is4() != local.Is4():
+		return network, address, false
+	}
+	return network, address, true
+}
+
+// A hook is the ControlContext of the inner net.Dialer: one call of run is one
+// attempt to connect to one address. Calls may run side by side (Happy
+// Eyeballs), so a hook does not change.
+type hook struct {
+	control        func(network, address string, c syscall.RawConn) error
+	controlContext func(ctx context.Context, network, address string, c syscall.RawConn) error
+	local          netip.AddrPort
+}
+
+// hasUserControl reports whether the caller has a hook of their own, and the
+// socket therefore may be in any state.
+func (h *hook) hasUserControl() bool { return h.control != nil || h.controlContext != nil }
+
+// userControl runs the caller's hook with net.Dialer's precedence.
+func (h *hook) userControl(ctx context.Context, network, address string, c syscall.RawConn) error {
+	if h.controlContext != nil {
+		return h.controlContext(ctx, network, address, c)
+	}
+	if h.control != nil {
+		return h.control(network, address, c)
+	}
+	return nil
+}

@@ -1,0 +1,224 @@
+package connectx
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed22601231/connectx/internal/sys"
+	"github.com/seed22601231/connectx/lookup"
+)
+
+// supported is true where the hook does the work. See dialer_other.go for the
+// other systems.
+const supported = true
+
+// An attempt is one attempt to connect to one address, on one descriptor.
+type attempt struct {
+	hook             *hook
+	ctx              context.Context
+	network, address string // as net.Dialer gives them to a hook
+	rawConn          syscall.RawConn
+
+	fd     int
+	family int // AF_INET or AF_INET6
+	ns     *namespace
+	local  netip.AddrPort // what the caller chose
+	remote netip.AddrPort
+	scope  uint32 // interface of a link-local address, else 0
+}
+
+// run is the ControlContext of the inner net.Dialer. It does all the work of
+// one attempt to connect, connect itself included: only so can it go on to
+// another port on the same descriptor, and only so is a UDP port locked for no
+// longer than a few system calls.
+//
+// Afterwards net.Dialer calls connect once more. A TCP socket answers EALREADY
+// or EISCONN, and net.Dialer waits for the connection or has it; a UDP socket
+// connects to the same peer again.
+func (h *hook) run(ctx context.Context, network, address string, c syscall.RawConn) error {
+	if err := h.userControl(ctx, network, address, c); err != nil {
+		return err
+	}
+	var err error
+	if ctlErr := c.Control(func(fd uintptr) {
+		a := attempt{hook: h, ctx: ctx, network: network, address: address, rawConn: c, fd: int(fd)}
+		err = a.connect()
+	}); ctlErr != nil {
+		return ctlErr
+	}
+	return err
+}
+
+func (a *attempt) connect() error {
+	a.family = unix.AF_INET
+	if strings.HasSuffix(a.network, "6") {
+		a.family = unix.AF_INET6
+	}
+	if err := a.parseAddresses(); err != nil {
+		return err
+	}
+	if a.hook.hasUserControl() && a.boundByUser() {
+		return nil
+	}
+	ns, err := namespaceOf(a.fd)
+	if err != nil {
+		return os.NewSyscallError("getsockopt", err)
+	}
+	a.ns = ns
+	if strings.HasPrefix(a.network, "tcp") {
+		return a.connectTCP()
+	}
+	return a.connectUDP()
+}
+
+// parseAddresses sets local, remote and scope.
+func (a *attempt) parseAddresses() error {
+	address := a.address
+	if strings.HasPrefix(address, ":") {
+		// Package net's form of "this host".
+		address = "0.0.0.0" + address
+	}
+	remote, err := netip.ParseAddrPort(address)
+	if err != nil {
+		return err
+	}
+	addr := remote.Addr().Unmap()
+	a.local = a.hook.local
+	zone := addr.Zone()
+	if local := a.local.Addr(); local.IsValid() {
+		if zone == "" {
+			zone = local.Zone()
+		}
+		if local = local.WithZone(""); local.IsUnspecified() {
+			local = netip.Addr{}
+		}
+		a.local = netip.AddrPortFrom(local, a.local.Port())
+	}
+	addr = addr.WithZone("")
+	if addr.IsUnspecified() {
+		addr = a.thisHost()
+	}
+	a.remote = netip.AddrPortFrom(addr, remote.Port())
+	if zone != "" {
+		a.scope = a.interfaceIndex(zone)
+	}
+	return nil
+}
+
+// thisHost is the address that the kernel connects to when told the unspecified
+// one (ip_route_output_key_hash_rcu, __ip6_datagram_connect).
+func (a *attempt) thisHost() netip.Addr {
+	switch {
+	case a.family == unix.AF_INET6:
+		return netip.IPv6Loopback()
+	case a.local.Addr().IsValid():
+		return a.local.Addr()
+	default:
+		return netip.AddrFrom4([4]byte{127, 0, 0, 1})
+	}
+}
+
+// interfaceIndex returns the index of the interface that a zone names, in the
+// namespace of the socket; 0 if there is none, which the kernel refuses then.
+func (a *attempt) interfaceIndex(zone string) uint32 {
+	if ifreq, err := unix.NewIfreq(zone); err == nil {
+		if unix.IoctlIfreq(a.fd, unix.SIOCGIFINDEX, ifreq) == nil {
+			return ifreq.Uint32()
+		}
+	}
+	index, err := strconv.ParseUint(zone, 10, 32)
+	if err != nil {
+		return 0
+	}
+	return uint32(index)
+}
+
+// boundByUser reports whether the caller's hook has bound the socket itself.
+// Then it is left as it is, for net.Dialer to connect.
+func (a *attempt) boundByUser() bool {
+	if a.local != (netip.AddrPort{}) {
+		return false // both bind, and the second one fails as with net.Dialer
+	}
+	bound, err := sys.LocalAddr(a.fd)
+	return err == nil && (bound.Port() != 0 || !bound.Addr().IsUnspecified())
+}
+
+// boundDevice is the interface that the socket is bound to, else 0: by the
+// caller's hook, by a control group (ip vrf exec), or soon by the kernel on
+// account of a link-local address.
+func (a *attempt) boundDevice() uint32 {
+	if a.scope != 0 && (a.remote.Addr().IsLinkLocalUnicast() || a.local.Addr().IsLinkLocalUnicast()) {
+		return a.scope
+	}
+	// An error means a kernel before 5.0, which has the option as a name only.
+	index, _ := sys.Int(a.fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
+	return uint32(index)
+}
+
+// errMulticastOptions leaves a case to the kernel.
+var errMulticastOptions = errors.New("the source of multicast depends on options of the socket")
+
+// route asks which source address the kernel would give the socket.
+func (a *attempt) route(conn *lookup.Conn, device uint32) (lookup.Route, error) {
+	mark, _ := sys.Int(a.fd, unix.SOL_SOCKET, unix.SO_MARK)
+	if a.hook.hasUserControl() {
+		if a.remote.Addr().IsMulticast() {
+			return lookup.Route{}, errMulticastOptions
+		}
+		if device == 0 {
+			device = a.unicastInterface()
+		}
+	}
+	return conn.Source(a.remote, lookup.RouteOptions{Interface: device, Mark: uint32(mark), SourcePort: a.local.Port()})
+}
+
+// unicastInterface is the interface that IP_UNICAST_IF or IPV6_UNICAST_IF names
+// (in network byte order), else 0.
+func (a *attempt) unicastInterface() uint32 {
+	level, option := unix.SOL_IP, unix.IP_UNICAST_IF
+	if a.family == unix.AF_INET6 {
+		level, option = unix.SOL_IPV6, unix.IPV6_UNICAST_IF
+	}
+	index, err := sys.Int(a.fd, level, option)
+	if err != nil || index == 0 {
+		return 0
+	}
+	return binary.BigEndian.Uint32(binary.NativeEndian.AppendUint32(nil, uint32(index)))
+}
+
+// bind binds the socket to the given address.
+func (a *attempt) bind(local netip.AddrPort) error {
+	sa := sys.NewSockaddr(a.family, local, a.scope)
+	return sys.Bind(a.fd, &sa)
+}
+
+func (a *attempt) remoteSockaddr() sys.Sockaddr {
+	return sys.NewSockaddr(a.family, a.remote, a.scope)
+}
+
+// chosen is the source that was asked for, as an error names it.
+func (a *attempt) chosen() netip.AddrPort {
+	if a.local.Addr().IsValid() {
+		return a.local
+	}
+	if a.family == unix.AF_INET {
+		return netip.AddrPortFrom(netip.IPv4Unspecified(), a.local.Port())
+	}
+	return netip.AddrPortFrom(netip.IPv6Unspecified(), a.local.Port())
+}
+
+// ended returns the error of a context that is over, in package net's words.
+func (a *attempt) ended() error {
+	if err := a.ctx.Err(); err != nil {
+		return contextError{err}
+	}
+	return nil
+}

@@ -1,0 +1,121 @@
+//go:build linux
+
+// Package netns gives a program a network namespace of its own, in which it may
+// have addresses and a port range as it likes: the tests and the demo run in
+// one. As root that takes CLONE_NEWNET; anybody else gets a user namespace
+// around it.
+package netns
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// insideEnv marks a process that Reexec has started.
+const insideEnv = "CONNECTX_NETNS"
+
+// Inside reports whether Reexec has started this process.
+func Inside() bool { return os.Getenv(insideEnv) != "" }
+
+// ErrRefused says that the system does not let this user create a namespace.
+var ErrRefused = errors.New("network namespaces are not allowed here")
+
+// Reexec runs this program again, with the same arguments, in a new network
+// namespace whose loopback interface is up, and returns its exit code. The
+// error wraps ErrRefused if there can be no such namespace.
+func Reexec() (exitCode int, err error) {
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Args[0] = os.Args[0]
+	cmd.Env = append(os.Environ(), insideEnv+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	if os.Geteuid() != 0 {
+		cmd.SysProcAttr.Cloneflags |= syscall.CLONE_NEWUSER
+		cmd.SysProcAttr.UidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getuid(), Size: 1}}
+		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
+	}
+
+	// The parent-death signal is tied to the thread that forks.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := cmd.Start(); err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrRefused, err)
+	}
+	// An interrupt from the terminal reaches the child as well; let it end
+	// first.
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, os.Interrupt)
+	defer signal.Stop(signals)
+
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		if status, ok := exit.Sys().(syscall.WaitStatus); ok && status.Signaled() {
+			return 128 + int(status.Signal()), nil
+		}
+		return exit.ExitCode(), nil
+	}
+	return 0, err
+}
+
+// LoopbackUp brings up the loopback interface of the calling thread's
+// namespace, without which not even 127.0.0.1 answers, and gives it further
+// addresses ("10.0.0.1/32").
+func LoopbackUp(addresses ...string) error {
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find lo: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("bring lo up: %w", err)
+	}
+	for _, s := range addresses {
+		addr, err := netlink.ParseAddr(s)
+		if err != nil {
+			return err
+		}
+		// An IPv6 address is no good before duplicate address detection is
+		// over, which nothing on lo waits for.
+		addr.Flags = unix.IFA_F_NODAD
+		if err := netlink.AddrAdd(lo, addr); err != nil {
+			return fmt.Errorf("add %s to lo: %w", s, err)
+		}
+	}
+	return nil
+}
+
+// SetPortRange sets ip_local_port_range in the calling thread's namespace.
+func SetPortRange(low, high uint16) error {
+	return writeSysctl("ip_local_port_range", fmt.Sprintf("%d %d", low, high))
+}
+
+// SetReservedPorts sets ip_local_reserved_ports in the calling thread's
+// namespace, in the kernel's own notation ("8080,9148-9150").
+func SetReservedPorts(ports string) error {
+	return writeSysctl("ip_local_reserved_ports", ports)
+}
+
+func writeSysctl(name, value string) error {
+	return os.WriteFile("/proc/sys/net/ipv4/"+name, []byte(strings.TrimSpace(value)+"\n"), 0)
+}
+
+// Enter moves the calling goroutine to a new network namespace with its
+// loopback interface up, for as long as the goroutine lives: it stays locked to
+// its thread, which ends with it.
+func Enter() error {
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("%w: %w", ErrRefused, os.NewSyscallError("unshare", err))
+	}
+	return LoopbackUp()
+}

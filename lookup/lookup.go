@@ -1,0 +1,73 @@
+// Package lookup asks the Linux kernel two questions about one UDP flow: which
+// socket would receive a datagram that arrives on a given 4-tuple, and which
+// source address the routing table chooses for a destination.
+//
+// Both need no privileges. Each is one request and one reply on a netlink
+// socket that stays open, about a microsecond; neither walks a table. Programs
+// that want lists of sockets or routes are better served by
+// github.com/vishvananda/netlink, whose SocketGet for one UDP socket dumps the
+// whole table.
+//
+// On systems other than Linux, [Open] fails with [errors.ErrUnsupported].
+package lookup
+
+import (
+	"errors"
+	"net/netip"
+)
+
+// ErrNotFound says that no socket would receive the datagram. The kernel uses
+// the same answer when it lacks the udp_diag module; whoever has a socket of
+// their own on the 4-tuple and still gets ErrNotFound has found that out.
+var ErrNotFound = errors.New("no such socket")
+
+// ErrNoSource says that there is a route but no source address to use with it.
+var ErrNoSource = errors.New("no source address for destination")
+
+// A Socket is the answer to [Conn.UDP].
+type Socket struct {
+	// Cookie is the socket's identity, the value of its SO_COOKIE option:
+	// unique while the kernel runs.
+	Cookie uint64
+
+	// Local is the address and port that the socket is bound to. The
+	// address may be the unspecified one.
+	Local netip.AddrPort
+
+	// Remote is the peer that the socket is connected to. It is the zero
+	// AddrPort if the socket is not connected.
+	Remote netip.AddrPort
+
+	// UID is the user that the socket belongs to.
+	UID uint32
+}
+
+// Connected reports whether the socket is connected. A connected socket is
+// only found for the 4-tuple that it is connected on.
+func (s Socket) Connected() bool { return s.Remote.IsValid() }
+
+// RouteOptions are what the choice of a source address depends on besides the
+// destination. The zero value means none of them.
+type RouteOptions struct {
+	// Interface is the index of the interface that the datagrams must leave
+	// by (SO_BINDTODEVICE, or the zone of a link-local destination). Zero
+	// means any.
+	Interface uint32
+
+	// Mark is the firewall mark (SO_MARK). Zero means none.
+	Mark uint32
+
+	// SourcePort is the UDP source port, for routing rules that match it.
+	// Zero means that it is not known yet.
+	SourcePort uint16
+}
+
+// A Route is the answer to [Conn.Source].
+type Route struct {
+	// Source is the address that the kernel would give a socket that
+	// connects to the destination. It has no zone.
+	Source netip.Addr
+
+	// Interface is the index of the interface that the datagrams leave by.
+	Interface uint32
+}

@@ -1,0 +1,302 @@
+package lookup
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed22601231/connectx/internal/sys"
+)
+
+// A Conn asks the kernel on behalf of one network namespace: that of the
+// thread which opened it. It is not safe for concurrent use.
+type Conn struct {
+	diag  int // NETLINK_SOCK_DIAG
+	route int // NETLINK_ROUTE
+	seq   uint32
+	buf   [1024]byte // the request, and then the reply
+}
+
+// Open opens a Conn in the network namespace of the calling thread. Where the
+// kernel or a seccomp filter refuses netlink, the error is that of socket(2).
+func Open() (*Conn, error) {
+	diag, err := openNetlink(unix.NETLINK_SOCK_DIAG)
+	if err != nil {
+		return nil, fmt.Errorf("open sock_diag netlink: %w", err)
+	}
+	route, err := openNetlink(unix.NETLINK_ROUTE)
+	if err != nil {
+		unix.Close(diag)
+		return nil, fmt.Errorf("open route netlink: %w", err)
+	}
+	return &Conn{diag: diag, route: route}, nil
+}
+
+func openNetlink(protocol int) (int, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
+	return fd, os.NewSyscallError("socket", err)
+}
+
+// Close closes the netlink sockets.
+func (c *Conn) Close() error {
+	return errors.Join(unix.Close(c.diag), unix.Close(c.route))
+}
+
+// Layouts from include/uapi/linux/inet_diag.h.
+const (
+	sizeofDiagRequest = 56 // struct inet_diag_req_v2
+	sizeofDiagMessage = 72 // struct inet_diag_msg
+
+	// Offsets of struct inet_diag_sockid, and within it.
+	requestID = 8
+	messageID = 4
+
+	idSourcePort = 0
+	idDestPort   = 2
+	idSource     = 4
+	idDest       = 20
+	idInterface  = 36
+	idCookie     = 40
+)
+
+// UDP returns the socket that a datagram from remote to local would be
+// delivered to, as the kernel's own receive path looks it up: a connected
+// socket before an unconnected one, a specific address before the wildcard,
+// and among equals the one that was bound last. ifindex is the interface that
+// the datagram would arrive on; with 0, sockets bound to a device are not
+// found. IPv4-mapped IPv6 addresses count as IPv4.
+//
+// If there is no such socket, the error is [ErrNotFound].
+//
+// Source: udp_dump_one in net/ipv4/udp_diag.c.
+func (c *Conn) UDP(local, remote netip.AddrPort, ifindex uint32) (Socket, error) {
+	la, ra := local.Addr().Unmap(), remote.Addr().Unmap()
+	if !la.IsValid() || !ra.IsValid() || la.Is4() != ra.Is4() {
+		return Socket{}, fmt.Errorf("lookup udp %v->%v: addresses are not of one family", local, remote)
+	}
+
+	// NLM_F_DUMP is left out on purpose: with it the kernel walks all its
+	// sockets and does not look at the addresses.
+	request := c.request(unix.SOCK_DIAG_BY_FAMILY, sizeofDiagRequest)
+	request[0] = unix.AF_INET6
+	if la.Is4() {
+		request[0] = unix.AF_INET
+	}
+	request[1] = unix.IPPROTO_UDP
+	binary.NativeEndian.PutUint32(request[4:], 0xffffffff) // idiag_states: all
+	id := request[requestID:]
+	// The kernel looks up a datagram that arrives, so its source is our
+	// remote address: "src and dst are swapped for historical reasons".
+	binary.BigEndian.PutUint16(id[idSourcePort:], remote.Port())
+	binary.BigEndian.PutUint16(id[idDestPort:], local.Port())
+	putAddr(id[idSource:], ra)
+	putAddr(id[idDest:], la)
+	binary.NativeEndian.PutUint32(id[idInterface:], ifindex)
+	binary.NativeEndian.PutUint64(id[idCookie:], ^uint64(0)) // INET_DIAG_NOCOOKIE
+
+	reply, err := c.roundTrip(c.diag, unix.SOCK_DIAG_BY_FAMILY)
+	if err == unix.ENOENT {
+		return Socket{}, ErrNotFound
+	}
+	if err != nil {
+		return Socket{}, fmt.Errorf("lookup udp %v->%v: %w", local, remote, err)
+	}
+	return parseDiagMessage(reply)
+}
+
+func parseDiagMessage(b []byte) (Socket, error) {
+	if len(b) < sizeofDiagMessage {
+		return Socket{}, fmt.Errorf("sock_diag reply of %d bytes is too short", len(b))
+	}
+	family, id := b[0], b[messageID:]
+	s := Socket{
+		Cookie: binary.NativeEndian.Uint64(id[idCookie:]),
+		Local:  netip.AddrPortFrom(addrOf(family, id[idSource:]), binary.BigEndian.Uint16(id[idSourcePort:])),
+		UID:    binary.NativeEndian.Uint32(b[64:]),
+	}
+	if port := binary.BigEndian.Uint16(id[idDestPort:]); port != 0 {
+		s.Remote = netip.AddrPortFrom(addrOf(family, id[idDest:]), port)
+	}
+	return s, nil
+}
+
+func putAddr(b []byte, a netip.Addr) {
+	if a.Is4() {
+		a4 := a.As4()
+		copy(b, a4[:])
+		return
+	}
+	a16 := a.As16()
+	copy(b, a16[:])
+}
+
+func addrOf(family byte, b []byte) netip.Addr {
+	if family == unix.AF_INET {
+		return netip.AddrFrom4([4]byte(b[:4]))
+	}
+	return netip.AddrFrom16([16]byte(b[:16])).Unmap()
+}
+
+// Source returns the source address and the interface that the routing table
+// chooses for UDP datagrams to destination. IPv4-mapped IPv6 addresses count
+// as IPv4; the zone of a link-local address is not looked at, its interface
+// belongs in opts.
+//
+// If there is no route, the error wraps what connect(2) would say
+// (ENETUNREACH, EHOSTUNREACH, EACCES); if there is a route without a source
+// address, it is [ErrNoSource].
+//
+// Source: rtnetlink(7), inet_rtm_getroute in net/ipv4/route.c and
+// inet6_rtm_getroute in net/ipv6/route.c.
+func (c *Conn) Source(destination netip.AddrPort, opts RouteOptions) (Route, error) {
+	da := destination.Addr().Unmap()
+	if !da.IsValid() {
+		return Route{}, fmt.Errorf("route to %v: the address is not valid", destination)
+	}
+
+	request := c.request(unix.RTM_GETROUTE, unix.SizeofRtMsg)
+	request[0] = unix.AF_INET6
+	if da.Is4() {
+		request[0] = unix.AF_INET
+	}
+	request[1] = byte(da.BitLen()) // rtm_dst_len
+	if da.Is4() {
+		a4 := da.As4()
+		c.attribute(unix.RTA_DST, a4[:])
+	} else {
+		a16 := da.As16()
+		c.attribute(unix.RTA_DST, a16[:])
+	}
+	c.attribute(unix.RTA_IP_PROTO, []byte{unix.IPPROTO_UDP})
+	c.attribute(unix.RTA_DPORT, binary.BigEndian.AppendUint16(nil, destination.Port()))
+	if opts.SourcePort != 0 {
+		c.attribute(unix.RTA_SPORT, binary.BigEndian.AppendUint16(nil, opts.SourcePort))
+	}
+	if opts.Interface != 0 {
+		c.attribute(unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, opts.Interface))
+	}
+	if opts.Mark != 0 {
+		c.attribute(unix.RTA_MARK, binary.NativeEndian.AppendUint32(nil, opts.Mark))
+	}
+
+	reply, err := c.roundTrip(c.route, unix.RTM_NEWROUTE)
+	if err != nil {
+		return Route{}, fmt.Errorf("route to %v: %w", destination, err)
+	}
+	return parseRoute(reply)
+}
+
+func parseRoute(b []byte) (Route, error) {
+	if len(b) < unix.SizeofRtMsg {
+		return Route{}, fmt.Errorf("route reply of %d bytes is too short", len(b))
+	}
+	family := b[0]
+	var r Route
+	for b = b[unix.SizeofRtMsg:]; len(b) >= unix.SizeofRtAttr; {
+		size := int(binary.NativeEndian.Uint16(b))
+		if size < unix.SizeofRtAttr || size > len(b) {
+			return Route{}, fmt.Errorf("route reply has an attribute of %d bytes where %d are left", size, len(b))
+		}
+		value := b[unix.SizeofRtAttr:size]
+		switch kind := binary.NativeEndian.Uint16(b[2:]); {
+		case kind == unix.RTA_PREFSRC && family == unix.AF_INET && len(value) == 4,
+			kind == unix.RTA_PREFSRC && family == unix.AF_INET6 && len(value) == 16:
+			r.Source = addrOf(family, value)
+		case kind == unix.RTA_OIF && len(value) == 4:
+			r.Interface = binary.NativeEndian.Uint32(value)
+		}
+		b = b[min(align4(size), len(b)):]
+	}
+	if !r.Source.IsValid() || r.Source.IsUnspecified() {
+		return Route{}, ErrNoSource
+	}
+	return r, nil
+}
+
+func align4(n int) int { return (n + 3) &^ 3 }
+
+// request starts a request in c.buf and returns its zeroed body.
+func (c *Conn) request(kind uint16, size int) []byte {
+	c.seq++
+	h := c.buf[:unix.SizeofNlMsghdr+size]
+	clear(h)
+	binary.NativeEndian.PutUint32(h[0:], uint32(len(h)))
+	binary.NativeEndian.PutUint16(h[4:], kind)
+	binary.NativeEndian.PutUint16(h[6:], unix.NLM_F_REQUEST)
+	binary.NativeEndian.PutUint32(h[8:], c.seq)
+	return h[unix.SizeofNlMsghdr:]
+}
+
+// attribute appends an attribute to the request in c.buf.
+func (c *Conn) attribute(kind uint16, value []byte) {
+	start := int(binary.NativeEndian.Uint32(c.buf[:]))
+	size := unix.SizeofRtAttr + len(value)
+	end := start + align4(size)
+	a := c.buf[start:end]
+	clear(a)
+	binary.NativeEndian.PutUint16(a[0:], uint16(size))
+	binary.NativeEndian.PutUint16(a[2:], kind)
+	copy(a[unix.SizeofRtAttr:], value)
+	binary.NativeEndian.PutUint32(c.buf[:], uint32(end))
+}
+
+// roundTrip sends the request in c.buf and returns the body of its reply,
+// which must be of the given kind. An error that the kernel put into the reply
+// comes back as the bare errno.
+//
+// The kernel works on a request within send(2), so the reply is there when
+// send returns and nothing here waits.
+func (c *Conn) roundTrip(fd int, kind uint16) ([]byte, error) {
+	if err := sys.Send(fd, c.buf[:binary.NativeEndian.Uint32(c.buf[:])]); err != nil {
+		return nil, os.NewSyscallError("send", err)
+	}
+	for {
+		n, err := sys.Recv(fd, c.buf[:], unix.MSG_TRUNC)
+		if err != nil {
+			return nil, os.NewSyscallError("recv", err)
+		}
+		if n > len(c.buf) {
+			return nil, fmt.Errorf("netlink reply of %d bytes does not fit", n)
+		}
+		body, err := parseReply(c.buf[:n], kind, c.seq)
+		if err == errOtherReply {
+			continue // to a request whose reply was not waited for
+		}
+		return body, err
+	}
+}
+
+var errOtherReply = errors.New("netlink reply to another request")
+
+func parseReply(b []byte, kind uint16, seq uint32) ([]byte, error) {
+	if len(b) < unix.SizeofNlMsghdr {
+		return nil, fmt.Errorf("netlink reply of %d bytes is too short", len(b))
+	}
+	size := binary.NativeEndian.Uint32(b)
+	if size < unix.SizeofNlMsghdr || uint64(size) > uint64(len(b)) {
+		return nil, fmt.Errorf("netlink reply says %d bytes and has %d", size, len(b))
+	}
+	if binary.NativeEndian.Uint32(b[8:]) != seq {
+		return nil, errOtherReply
+	}
+	body := b[unix.SizeofNlMsghdr:size]
+	switch got := binary.NativeEndian.Uint16(b[4:]); got {
+	case kind:
+		return body, nil
+	case unix.NLMSG_ERROR:
+		if len(body) < 4 {
+			return nil, fmt.Errorf("netlink error of %d bytes is too short", len(body))
+		}
+		if e := int32(binary.NativeEndian.Uint32(body)); e < 0 {
+			return nil, syscall.Errno(-e)
+		}
+		return nil, errors.New("netlink request was acknowledged without an answer")
+	default:
+		return nil, fmt.Errorf("netlink reply is of type %d, not %d", got, kind)
+	}
+}
