@@ -18,22 +18,20 @@ import (
 // connectUDP connects the socket: the UDP rows of the contract.
 func (a *attempt) connectUDP() error {
 	a.shareByFlagOnly()
-	conn, err := a.ns.conn()
-	if err != nil {
-		return a.connectUDPAlone(err)
+	l := tupleLock{attempt: a, maybeShared: a.hook.hasUserControl()}
+	err := l.connect()
+	if l.conn != nil {
+		a.ns.release(l.conn, l.blind != nil)
 	}
-	l := tupleLock{attempt: a, conn: conn}
-	err = l.connect()
-	a.ns.release(conn, l.blind != nil)
-	if l.blind != nil {
-		if l.bound {
-			if err := l.renew(); err != nil {
-				return err
-			}
+	if l.blind == nil {
+		return err
+	}
+	if l.bound {
+		if err := l.renew(); err != nil {
+			return err
 		}
-		return a.connectUDPAlone(l.blind)
 	}
-	return err
+	return a.connectUDPAlone(l.blind)
 }
 
 // shareByFlagOnly takes SO_REUSEPORT off a socket that the caller's hook put it
@@ -63,16 +61,19 @@ func (a *attempt) connectUDPAlone(why error) error {
 }
 
 // A tupleLock is an attempt that may share its port. What keeps two sockets
-// from one 4-tuple is described at take.
+// from one 4-tuple is described at take and takeShared.
 type tupleLock struct {
 	*attempt
-	conn   *lookup.Conn
-	device uint32 // the interface that lookups name, else 0
-	cookie uint64 // SO_COOKIE of the socket that is now on the descriptor
-	bound  bool   // that socket has its port, and cannot have another
+	conn   *lookup.Conn // nil until the first question
+	device uint32       // the interface that lookups name, else 0
+	bound  bool         // the socket has a port, and cannot have another
 
-	// blind is set when the kernel's answers cannot be relied on, and says
-	// why.
+	// maybeShared says that SO_REUSEADDR may be set on the socket: because
+	// the caller's hook has done so, or a try that has come to nothing.
+	maybeShared bool
+
+	// blind is set when the kernel does not answer, or not as it should, and
+	// says why.
 	blind error
 }
 
@@ -80,6 +81,9 @@ func (l *tupleLock) connect() error {
 	l.device = l.boundDevice()
 	source := l.local.Addr()
 	if !source.IsValid() {
+		if !l.canAsk() {
+			return l.blind
+		}
 		route, err := l.route(l.conn, l.device)
 		if err != nil {
 			// Most likely there is no route, and then connect has the words
@@ -91,18 +95,18 @@ func (l *tupleLock) connect() error {
 			l.device = route.Interface
 		}
 	}
-	if err := l.readCookie(); err != nil {
-		return err
-	}
 	if port := l.local.Port(); port != 0 {
 		return l.connectFrom(netip.AddrPortFrom(source, port))
 	}
 	return l.connectPicked(source)
 }
 
-func (l *tupleLock) readCookie() (err error) {
-	l.cookie, err = sys.Cookie(l.fd, unix.SO_COOKIE)
-	return os.NewSyscallError("getsockopt", err)
+// canAsk opens the connection for questions, if that has not been done yet.
+func (l *tupleLock) canAsk() bool {
+	if l.conn == nil && l.blind == nil {
+		l.conn, l.blind = l.ns.conn()
+	}
+	return l.blind == nil
 }
 
 // An outcome is what became of one try to take a 4-tuple.
@@ -117,8 +121,33 @@ const (
 
 // take tries to connect the socket from local. While a bound socket has
 // SO_REUSEADDR off, nobody else can bind its port: that is the lock. It lasts
-// from bind to connect, and between the two a lookup tells whether the 4-tuple
-// is ours.
+// from bind until the socket is connected.
+//
+// A socket that has the flag off when it is bound gets the port only if nobody
+// else is on it. Then there is nothing to find out, and this is all. Only a
+// port that is in use needs takeShared.
+//
+// seen is the cookie of the socket that was in the way, if the kernel told.
+func (l *tupleLock) take(local netip.AddrPort) (o outcome, seen uint64, err error) {
+	if l.maybeShared {
+		if err := l.setShared(0); err != nil {
+			return failed, 0, err
+		}
+	}
+	switch err := l.bind(local); err {
+	case nil:
+		l.bound = true
+		return l.finish()
+	case unix.EADDRINUSE:
+		return l.takeShared(local)
+	default:
+		return failed, 0, os.NewSyscallError("bind", err)
+	}
+}
+
+// takeShared is take for a port that others are on. Once the port is locked, a
+// lookup tells which socket would receive a datagram on the 4-tuple; it must be
+// this one.
 //
 // If several sockets bind before the first of them takes the flag away, all of
 // them hold the lock together. The kernel finds the one that was bound last, so
@@ -127,9 +156,10 @@ const (
 // The lookup before bind is for unconnected sockets that share the port without
 // taking part in this. As the one bound last we would receive what is meant for
 // them, and would not even see them in the lookup afterwards.
-//
-// seen is the cookie of the socket that was in the way, if the kernel told.
-func (l *tupleLock) take(local netip.AddrPort) (o outcome, seen uint64, err error) {
+func (l *tupleLock) takeShared(local netip.AddrPort) (o outcome, seen uint64, err error) {
+	if !l.canAsk() {
+		return failed, 0, l.blind
+	}
 	switch s, err := l.conn.UDP(local, l.remote, l.device); {
 	case err == nil:
 		return inTheWay(s), s.Cookie, nil
@@ -137,9 +167,13 @@ func (l *tupleLock) take(local netip.AddrPort) (o outcome, seen uint64, err erro
 		l.blind = err
 		return failed, 0, err
 	}
+	cookie, err := sys.Cookie(l.fd, unix.SO_COOKIE)
+	if err != nil {
+		return failed, 0, os.NewSyscallError("getsockopt", err)
+	}
 
-	if err := sys.SetInt(l.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return failed, 0, os.NewSyscallError("setsockopt", err)
+	if err := l.setShared(1); err != nil {
+		return failed, 0, err
 	}
 	switch err := l.bind(local); err {
 	case nil:
@@ -149,8 +183,8 @@ func (l *tupleLock) take(local netip.AddrPort) (o outcome, seen uint64, err erro
 	default:
 		return failed, 0, os.NewSyscallError("bind", err)
 	}
-	if err := sys.SetInt(l.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 0); err != nil {
-		return failed, 0, os.NewSyscallError("setsockopt", err)
+	if err := l.setShared(0); err != nil {
+		return failed, 0, err
 	}
 	switch s, err := l.conn.UDP(local, l.remote, l.device); {
 	case err == lookup.ErrNotFound:
@@ -159,18 +193,30 @@ func (l *tupleLock) take(local netip.AddrPort) (o outcome, seen uint64, err erro
 	case err != nil:
 		l.blind = err
 		return failed, 0, err
-	case s.Cookie != l.cookie:
+	case s.Cookie != cookie:
 		return inTheWay(s), s.Cookie, nil
 	}
+	return l.finish()
+}
+
+// finish connects the socket, whose 4-tuple is known to be free, and unlocks
+// the port.
+func (l *tupleLock) finish() (o outcome, seen uint64, err error) {
 	sa := l.remoteSockaddr()
 	if err := sys.ConnectUDP(l.fd, &sa); err != nil {
 		return failed, 0, os.NewSyscallError("connect", err)
 	}
-	if err := sys.SetInt(l.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return failed, 0, os.NewSyscallError("setsockopt", err)
+	if err := l.setShared(1); err != nil {
+		return failed, 0, err
 	}
 	l.drain()
 	return won, 0, nil
+}
+
+// setShared sets SO_REUSEADDR.
+func (l *tupleLock) setShared(on int32) error {
+	l.maybeShared = on != 0
+	return os.NewSyscallError("setsockopt", sys.SetInt(l.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, on))
 }
 
 var errNotOurself = errors.New("sock_diag does not find UDP sockets (is the udp_diag module missing?)")
@@ -215,12 +261,12 @@ func (l *tupleLock) renew() error {
 	if err := unix.Dup3(fresh, l.fd, unix.O_CLOEXEC); err != nil {
 		return os.NewSyscallError("dup3", err)
 	}
-	l.bound = false
+	l.bound, l.maybeShared = false, l.hook.hasUserControl()
 	if err := l.hook.userControl(l.ctx, l.network, l.address, l.rawConn); err != nil {
 		return err
 	}
 	l.shareByFlagOnly()
-	return l.readCookie()
+	return nil
 }
 
 const (
@@ -310,65 +356,57 @@ var lockedPauses = [...]time.Duration{time.Millisecond, 4 * time.Millisecond}
 func (l *tupleLock) connectPicked(source netip.Addr) error {
 	ports := l.ns.ports.Load()
 	walk := l.ns.order.Walk(ports, source, l.remote)
-	locked, done, err := l.connectFirst(source, walk.Next)
-	for _, pause := range lockedPauses {
-		if done || err != nil {
+	var locked []uint16 // passed over because of contention
+	for port, ok := walk.Next(); ok; port, ok = walk.Next() {
+		o, err := l.tryPort(source, port)
+		if o == won || err != nil {
 			return err
 		}
+		if o == contention {
+			locked = append(locked, port)
+		}
+	}
+	for _, pause := range lockedPauses {
 		if len(locked) == 0 {
 			break
 		}
-		// A locked port may be free again in a moment.
+		// A port that was locked may be free again in a moment.
 		if err := l.sleep(pause); err != nil {
 			return err
 		}
 		again := locked
-		locked, done, err = l.connectFirst(source, func() (uint16, bool) {
-			if len(again) == 0 {
-				return 0, false
+		locked = locked[:0]
+		for _, port := range again {
+			o, err := l.tryPort(source, port)
+			if o == won || err != nil {
+				return err
 			}
-			port := again[0]
-			again = again[1:]
-			return port, true
-		})
+			if o == contention {
+				locked = append(locked, port)
+			}
+		}
 	}
-	if done || err != nil {
-		return err
-	}
-	if now := l.ns.refresh(); now != ports {
-		return l.connectPicked(source)
+	if l.ns.refresh() != ports {
+		return l.connectPicked(source) // the range is another one by now
 	}
 	return &exhaustedError{ports, source, l.remote, unix.EAGAIN}
 }
 
-// connectFirst connects from the first port that is free, and reports whether
-// there was one. locked are the ports that contention has passed over.
-func (l *tupleLock) connectFirst(source netip.Addr, next func() (uint16, bool)) (locked []uint16, done bool, err error) {
-	for {
-		port, ok := next()
-		if !ok {
-			return locked, false, nil
-		}
-		local := netip.AddrPortFrom(source, port)
-		if local == l.remote {
-			continue // it would talk to itself
-		}
-		o, _, err := l.take(local)
-		switch o {
-		case won:
-			return nil, true, nil
-		case failed:
-			return nil, false, err
-		case contention:
-			locked = append(locked, port)
-		}
-		if l.bound {
-			if err := l.renew(); err != nil {
-				return nil, false, err
-			}
-		}
-		if err := l.ended(); err != nil {
-			return nil, false, err
+// tryPort tries to take the 4-tuple from one port of many. Unless it has won,
+// the socket is ready for the next port.
+func (l *tupleLock) tryPort(source netip.Addr, port uint16) (outcome, error) {
+	local := netip.AddrPortFrom(source, port)
+	if local == l.remote {
+		return conflict, nil // it would talk to itself
+	}
+	o, _, err := l.take(local)
+	if o == won || err != nil {
+		return o, err
+	}
+	if l.bound {
+		if err := l.renew(); err != nil {
+			return failed, err
 		}
 	}
+	return o, l.ended()
 }

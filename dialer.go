@@ -64,8 +64,8 @@ func (d *Dialer) Dial(network, address string) (net.Conn, error) {
 // context. See [net.Dialer.DialContext]. Networks other than TCP and UDP are
 // net.Dialer's alone.
 func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
-	inner, ok := d.plan(network, address)
-	if !ok {
+	inner := d.plan(network, address)
+	if inner == nil {
 		return d.Dialer.DialContext(ctx, network, address)
 	}
 	conn, err := inner.dialer.DialContext(ctx, inner.network, inner.address)
@@ -133,40 +133,39 @@ func sameFamily(network string, laddr, raddr netip.AddrPort) bool {
 type innerDial struct {
 	dialer           net.Dialer
 	network, address string
+	hook             hook
 }
 
-// plan prepares the inner dial. It returns false for what net.Dialer should do
-// by itself: other systems, other networks, and dials which it refuses before
-// there is a socket.
-func (d *Dialer) plan(network, address string) (innerDial, bool) {
-	inner := innerDial{d.Dialer, network, address}
+// plan prepares the inner dial. It returns nil for what net.Dialer should do by
+// itself: other systems, other networks, and dials that it refuses before there
+// is a socket.
+func (d *Dialer) plan(network, address string) *innerDial {
 	if !supported {
-		return inner, false
+		return nil
 	}
 	switch network {
 	case "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6":
 	default:
-		return inner, false
+		return nil
 	}
 	local, ok := localAddrPort(network, d.LocalAddr)
 	if !ok {
-		return inner, false
+		return nil
 	}
-
-	// The hook binds the socket, and a second bind by net.Dialer would fail.
-	// So it must not know of LocalAddr. What it would have done with it
-	// besides is to leave out the destination addresses of the other family.
-	inner.dialer.LocalAddr = nil
 	if a := local.Addr(); a.IsValid() && !a.IsUnspecified() {
-		inner.network, inner.address, ok = withFamily(network, address, a)
+		network, address, ok = withFamily(network, address, a)
 		if !ok {
-			return inner, false
+			return nil
 		}
 	}
-	h := &hook{control: d.Control, controlContext: d.ControlContext, local: local}
+	inner := &innerDial{d.Dialer, network, address, hook{d.Control, d.ControlContext, local}}
+	// The hook binds the socket, and a second bind would fail. What else
+	// net.Dialer would do with LocalAddr, to leave out the destination
+	// addresses of the other family, withFamily has seen to.
+	inner.dialer.LocalAddr = nil
 	inner.dialer.Control = nil
-	inner.dialer.ControlContext = h.run
-	return inner, true
+	inner.dialer.ControlContext = inner.hook.run
+	return inner
 }
 
 // localAddrPort reads LocalAddr, with IPv4-mapped addresses as IPv4. It returns

@@ -27,6 +27,7 @@ type attempt struct {
 	network, address string // as net.Dialer gives them to a hook
 	rawConn          syscall.RawConn
 
+	err    error // what became of it
 	fd     int
 	family int // AF_INET or AF_INET6
 	ns     *namespace
@@ -47,14 +48,16 @@ func (h *hook) run(ctx context.Context, network, address string, c syscall.RawCo
 	if err := h.userControl(ctx, network, address, c); err != nil {
 		return err
 	}
-	var err error
-	if ctlErr := c.Control(func(fd uintptr) {
-		a := attempt{hook: h, ctx: ctx, network: network, address: address, rawConn: c, fd: int(fd)}
-		err = a.connect()
-	}); ctlErr != nil {
-		return ctlErr
+	a := &attempt{hook: h, ctx: ctx, network: network, address: address, rawConn: c}
+	if err := c.Control(a.control); err != nil {
+		return err
 	}
-	return err
+	return a.err
+}
+
+func (a *attempt) control(fd uintptr) {
+	a.fd = int(fd)
+	a.err = a.connect()
 }
 
 func (a *attempt) connect() error {
@@ -152,15 +155,16 @@ func (a *attempt) boundByUser() bool {
 }
 
 // boundDevice is the interface that the socket is bound to, else 0: by the
-// caller's hook, by a control group (ip vrf exec), or soon by the kernel on
-// account of a link-local address.
+// caller's hook, by the control group of the process (ip vrf exec), or soon by
+// the kernel on account of a link-local address.
 func (a *attempt) boundDevice() uint32 {
 	if a.scope != 0 && (a.remote.Addr().IsLinkLocalUnicast() || a.local.Addr().IsLinkLocalUnicast()) {
 		return a.scope
 	}
-	// An error means a kernel before 5.0, which has the option as a name only.
-	index, _ := sys.Int(a.fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
-	return uint32(index)
+	if a.hook.hasUserControl() {
+		return boundDevice(a.fd)
+	}
+	return a.ns.device.Load()
 }
 
 // errMulticastOptions leaves a case to the kernel.
@@ -168,8 +172,9 @@ var errMulticastOptions = errors.New("the source of multicast depends on options
 
 // route asks which source address the kernel would give the socket.
 func (a *attempt) route(conn *lookup.Conn, device uint32) (lookup.Route, error) {
-	mark, _ := sys.Int(a.fd, unix.SOL_SOCKET, unix.SO_MARK)
+	mark := a.ns.mark.Load()
 	if a.hook.hasUserControl() {
+		mark = markOf(a.fd)
 		if a.remote.Addr().IsMulticast() {
 			return lookup.Route{}, errMulticastOptions
 		}
@@ -177,7 +182,7 @@ func (a *attempt) route(conn *lookup.Conn, device uint32) (lookup.Route, error) 
 			device = a.unicastInterface()
 		}
 	}
-	return conn.Source(a.remote, lookup.RouteOptions{Interface: device, Mark: uint32(mark), SourcePort: a.local.Port()})
+	return conn.Source(a.remote, lookup.RouteOptions{Interface: device, Mark: mark, SourcePort: a.local.Port()})
 }
 
 // unicastInterface is the interface that IP_UNICAST_IF or IPV6_UNICAST_IF names

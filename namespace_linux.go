@@ -38,6 +38,10 @@ type namespace struct {
 	order *portpick.Order
 	ports atomic.Pointer[portpick.Ports]
 
+	// What a new socket has before anybody sets it: 0, unless a program of
+	// the control group says otherwise.
+	device, mark atomic.Uint32
+
 	uses  atomic.Uint64 // dials so far
 	stale atomic.Bool   // ports should be read again
 
@@ -125,15 +129,33 @@ func findNamespace(key uint64) *namespace {
 }
 
 // onThread reports whether the calling thread, which must be locked, is in the
-// namespace: what it opens belongs there then.
+// namespace: what it opens belongs there then. It takes the opportunity to see
+// what a new socket is like.
 func (ns *namespace) onThread() bool {
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return false
 	}
 	defer unix.Close(fd)
-	key, err := namespaceKey(fd)
-	return err == nil && key == ns.key
+	if key, err := namespaceKey(fd); err != nil || key != ns.key {
+		return false
+	}
+	ns.device.Store(boundDevice(fd))
+	ns.mark.Store(markOf(fd))
+	return true
+}
+
+// boundDevice is the interface that a socket is bound to, else 0. An error
+// means a kernel before 5.0, which tells the name only.
+func boundDevice(fd int) uint32 {
+	index, _ := sys.Int(fd, unix.SOL_SOCKET, unix.SO_BINDTOIFINDEX)
+	return uint32(index)
+}
+
+// markOf is the firewall mark of a socket, else 0.
+func markOf(fd int) uint32 {
+	mark, _ := sys.Int(fd, unix.SOL_SOCKET, unix.SO_MARK)
+	return uint32(mark)
 }
 
 // conn returns a netlink connection for the use of one dial, which gives it
@@ -180,9 +202,10 @@ func (ns *namespace) refresh() *portpick.Ports {
 		ns.quiet = 0
 		ns.timer = time.AfterFunc(refreshEvery, ns.tick)
 	}
-	if ns.sysctl == nil && !ns.closed {
-		ns.sysctl = ns.openSysctl()
+	for _, conn := range ns.idle {
+		conn.Forget()
 	}
+	ns.look()
 	old := ns.ports.Load()
 	if ns.sysctl != nil {
 		if ports, err := ns.sysctl.Ports(old); err == nil {
@@ -198,18 +221,17 @@ func (ns *namespace) refresh() *portpick.Ports {
 	return old
 }
 
-// openSysctl opens the namespace's port range; nil if that is not possible.
-func (ns *namespace) openSysctl() *portpick.Sysctl {
+// look sees to what only a thread of the namespace can: what new sockets are
+// like, and, the first time, which files have its port range.
+func (ns *namespace) look() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if !ns.onThread() {
-		return nil
+	if !ns.onThread() || ns.sysctl != nil || ns.closed {
+		return
 	}
-	sysctl, err := portpick.OpenSysctl()
-	if err != nil {
-		return nil
+	if sysctl, err := portpick.OpenSysctl(); err == nil {
+		ns.sysctl = sysctl
 	}
-	return sysctl
 }
 
 // tick runs every refreshEvery while there are dials.

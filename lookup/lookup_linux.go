@@ -17,19 +17,29 @@ import (
 // thread which opened it. It is not safe for concurrent use.
 type Conn struct {
 	diag  int // NETLINK_SOCK_DIAG
-	route int // NETLINK_ROUTE
+	route int // NETLINK_ROUTE, subscribed to changes
 	seq   uint32
 	buf   [1024]byte // the request, and then the reply
+
+	// routes are answers that hold until something changes: the kernel says
+	// so on the route socket before the change returns to who made it.
+	routes [64]cachedRoute
+}
+
+type cachedRoute struct {
+	destination netip.AddrPort // the zero AddrPort if the entry is empty
+	opts        RouteOptions
+	route       Route
 }
 
 // Open opens a Conn in the network namespace of the calling thread. Where the
 // kernel or a seccomp filter refuses netlink, the error is that of socket(2).
 func Open() (*Conn, error) {
-	diag, err := openNetlink(unix.NETLINK_SOCK_DIAG)
+	diag, err := openNetlink(unix.NETLINK_SOCK_DIAG, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open sock_diag netlink: %w", err)
 	}
-	route, err := openNetlink(unix.NETLINK_ROUTE)
+	route, err := openNetlink(unix.NETLINK_ROUTE, routeGroups)
 	if err != nil {
 		unix.Close(diag)
 		return nil, fmt.Errorf("open route netlink: %w", err)
@@ -37,9 +47,25 @@ func Open() (*Conn, error) {
 	return &Conn{diag: diag, route: route}, nil
 }
 
-func openNetlink(protocol int) (int, error) {
+// routeGroups are the notifications after which a source address may be another
+// one. Links are among them because the IPv4 routes of a link that goes down
+// disappear without a word.
+const routeGroups = 1<<(unix.RTNLGRP_LINK-1) |
+	1<<(unix.RTNLGRP_IPV4_IFADDR-1) | 1<<(unix.RTNLGRP_IPV6_IFADDR-1) |
+	1<<(unix.RTNLGRP_IPV4_ROUTE-1) | 1<<(unix.RTNLGRP_IPV6_ROUTE-1) |
+	1<<(unix.RTNLGRP_IPV4_RULE-1) | 1<<(unix.RTNLGRP_IPV6_RULE-1) |
+	1<<(unix.RTNLGRP_NEXTHOP-1)
+
+func openNetlink(protocol int, groups uint32) (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
-	return fd, os.NewSyscallError("socket", err)
+	if err != nil {
+		return -1, os.NewSyscallError("socket", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
+		unix.Close(fd)
+		return -1, os.NewSyscallError("bind", err)
+	}
+	return fd, nil
 }
 
 // Close closes the netlink sockets.
@@ -151,9 +177,55 @@ func addrOf(family byte, b []byte) netip.Addr {
 // (ENETUNREACH, EHOSTUNREACH, EACCES); if there is a route without a source
 // address, it is [ErrNoSource].
 //
+// Answers are kept, and are dropped as soon as the kernel reports any change of
+// addresses, links, routes or rules; see also [Conn.Forget].
+//
 // Source: rtnetlink(7), inet_rtm_getroute in net/ipv4/route.c and
 // inet6_rtm_getroute in net/ipv6/route.c.
 func (c *Conn) Source(destination netip.AddrPort, opts RouteOptions) (Route, error) {
+	cached := c.cached(destination)
+	if c.routesChanged() {
+		c.routes = [len(c.routes)]cachedRoute{}
+	} else if cached.destination == destination && cached.opts == opts {
+		return cached.route, nil
+	}
+	route, err := c.askRoute(destination, opts)
+	if err != nil {
+		return Route{}, err
+	}
+	*cached = cachedRoute{destination, opts, route}
+	return route, nil
+}
+
+// cached is the place of a destination among the answers.
+func (c *Conn) cached(destination netip.AddrPort) *cachedRoute {
+	a := destination.Addr().As16()
+	h := binary.LittleEndian.Uint64(a[8:])*0x9e3779b97f4a7c15 + uint64(destination.Port())
+	h = (h ^ h>>32) * 0x9e3779b97f4a7c15
+	return &c.routes[h>>58]
+}
+
+// routesChanged reports whether there was a notification since the last call.
+func (c *Conn) routesChanged() bool {
+	changed := false
+	for {
+		switch _, err := sys.Recv(c.route, c.buf[:1], 0); err {
+		case nil, unix.ENOBUFS: // ENOBUFS: some did not fit and were lost
+			changed = true
+		case unix.EAGAIN:
+			return changed
+		default:
+			return true
+		}
+	}
+}
+
+// Forget drops the answers of [Conn.Source] that are kept. They follow all
+// changes of addresses, links, routes and rules by themselves; what goes
+// unnoticed are sysctls that have a say in the choice of a source address.
+func (c *Conn) Forget() { c.routes = [len(c.routes)]cachedRoute{} }
+
+func (c *Conn) askRoute(destination netip.AddrPort, opts RouteOptions) (Route, error) {
 	da := destination.Addr().Unmap()
 	if !da.IsValid() {
 		return Route{}, fmt.Errorf("route to %v: the address is not valid", destination)
@@ -165,23 +237,17 @@ func (c *Conn) Source(destination netip.AddrPort, opts RouteOptions) (Route, err
 		request[0] = unix.AF_INET
 	}
 	request[1] = byte(da.BitLen()) // rtm_dst_len
-	if da.Is4() {
-		a4 := da.As4()
-		c.attribute(unix.RTA_DST, a4[:])
-	} else {
-		a16 := da.As16()
-		c.attribute(unix.RTA_DST, a16[:])
-	}
-	c.attribute(unix.RTA_IP_PROTO, []byte{unix.IPPROTO_UDP})
-	c.attribute(unix.RTA_DPORT, binary.BigEndian.AppendUint16(nil, destination.Port()))
+	putAddr(c.attribute(unix.RTA_DST, da.BitLen()/8), da)
+	c.attribute(unix.RTA_IP_PROTO, 1)[0] = unix.IPPROTO_UDP
+	binary.BigEndian.PutUint16(c.attribute(unix.RTA_DPORT, 2), destination.Port())
 	if opts.SourcePort != 0 {
-		c.attribute(unix.RTA_SPORT, binary.BigEndian.AppendUint16(nil, opts.SourcePort))
+		binary.BigEndian.PutUint16(c.attribute(unix.RTA_SPORT, 2), opts.SourcePort)
 	}
 	if opts.Interface != 0 {
-		c.attribute(unix.RTA_OIF, binary.NativeEndian.AppendUint32(nil, opts.Interface))
+		binary.NativeEndian.PutUint32(c.attribute(unix.RTA_OIF, 4), opts.Interface)
 	}
 	if opts.Mark != 0 {
-		c.attribute(unix.RTA_MARK, binary.NativeEndian.AppendUint32(nil, opts.Mark))
+		binary.NativeEndian.PutUint32(c.attribute(unix.RTA_MARK, 4), opts.Mark)
 	}
 
 	reply, err := c.roundTrip(c.route, unix.RTM_NEWROUTE)
@@ -232,17 +298,18 @@ func (c *Conn) request(kind uint16, size int) []byte {
 	return h[unix.SizeofNlMsghdr:]
 }
 
-// attribute appends an attribute to the request in c.buf.
-func (c *Conn) attribute(kind uint16, value []byte) {
+// attribute appends an attribute to the request in c.buf and returns its value,
+// zeroed.
+func (c *Conn) attribute(kind uint16, length int) []byte {
 	start := int(binary.NativeEndian.Uint32(c.buf[:]))
-	size := unix.SizeofRtAttr + len(value)
+	size := unix.SizeofRtAttr + length
 	end := start + align4(size)
 	a := c.buf[start:end]
 	clear(a)
 	binary.NativeEndian.PutUint16(a[0:], uint16(size))
 	binary.NativeEndian.PutUint16(a[2:], kind)
-	copy(a[unix.SizeofRtAttr:], value)
 	binary.NativeEndian.PutUint32(c.buf[:], uint32(end))
+	return a[unix.SizeofRtAttr:size]
 }
 
 // roundTrip sends the request in c.buf and returns the body of its reply,
@@ -265,7 +332,9 @@ func (c *Conn) roundTrip(fd int, kind uint16) ([]byte, error) {
 		}
 		body, err := parseReply(c.buf[:n], kind, c.seq)
 		if err == errOtherReply {
-			continue // to a request whose reply was not waited for
+			// A notification of a change, or an answer nobody waited for.
+			c.Forget()
+			continue
 		}
 		return body, err
 	}

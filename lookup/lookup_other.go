@@ -26,3 +26,6 @@ func (c *Conn) UDP(local, remote netip.AddrPort, ifindex uint32) (Socket, error)
 func (c *Conn) Source(destination netip.AddrPort, opts RouteOptions) (Route, error) {
 	return Route{}, errors.ErrUnsupported
 }
+
+// Forget does nothing.
+func (c *Conn) Forget() {}

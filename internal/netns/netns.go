@@ -119,3 +119,40 @@ func Enter() error {
 	}
 	return LoopbackUp()
 }
+
+// refused is why Main has run in the namespace it was started in.
+var refused error
+
+// Main is for a TestMain: it runs the tests in a namespace of their own, or, if
+// the system refuses one, where they are. It returns the exit code.
+func Main(run func() int) int {
+	if Inside() {
+		if err := LoopbackUp(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return run()
+	}
+	code, err := Reexec()
+	if errors.Is(err, ErrRefused) {
+		refused = err
+		return run()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return code
+}
+
+// Need skips a test that cannot do without a namespace of its own, and says why
+// there is none.
+func Need(t interface {
+	Helper()
+	Skipf(format string, args ...any)
+}) {
+	t.Helper()
+	if refused != nil {
+		t.Skipf("needs a network namespace of its own: %v", refused)
+	}
+}
