@@ -4,6 +4,7 @@ package connectx
 
 import (
 	"errors"
+	"net/netip"
 	"os"
 
 	"golang.org/x/sys/unix"
@@ -15,10 +16,8 @@ import (
 
 // connectTCP connects the socket: the TCP rows of the contract.
 func (a *attempt) connectTCP() error {
-	// On every socket, even one that is not bound here: a later bind to an
-	// explicit port succeeds only if all sockets on that port have the flag.
-	if err := sys.SetInt(a.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
-		return os.NewSyscallError("setsockopt", err)
+	if err := a.shareTCP(); err != nil {
+		return err
 	}
 	if a.local.Port() != 0 {
 		return a.connectTCPFrom()
@@ -32,6 +31,13 @@ func (a *attempt) connectTCP() error {
 		}
 	}
 	return a.connectTCPPicked()
+}
+
+// shareTCP lets others share the socket's port. Every socket does, even one that
+// is not bound to an explicit port itself: bind to that port succeeds later only
+// if all sockets on it have the flag.
+func (a *attempt) shareTCP() error {
+	return os.NewSyscallError("setsockopt", sys.SetInt(a.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
 }
 
 // connectTCPFrom connects from the port that the caller chose.
@@ -129,19 +135,22 @@ func (a *attempt) connectTCPAnyPort(sa *sys.Sockaddr) error {
 	if err := connectTCP(a.fd, sa); err != unix.EADDRNOTAVAIL {
 		return os.NewSyscallError("connect", err)
 	}
-	return a.tcpExhausted(a.ns.refresh())
+	return a.connectTCPBoundPort(a.ns.refresh())
 }
 
 // connectTCPLastPort lets the kernel search the whole range, and so gives it
 // the last word on whether a port is free.
+//
+// The range is named to it even where it is the system's: of that, the kernel
+// leaves out the last port if their number is odd (__inet_hash_connect).
 func (a *attempt) connectTCPLastPort(sa *sys.Sockaddr) error {
 	ports := a.ns.refresh()
 	avoid := a.remote.Port()
-	if avoid < ports.Low() || avoid > ports.High() {
-		a.setPortRange(0, 0) // the system's
-		return a.connectTCPAnyPort(sa)
+	parts := [][2]uint16{{ports.Low(), ports.High()}}
+	if ports.Low() <= avoid && avoid <= ports.High() {
+		parts = [][2]uint16{{ports.Low(), avoid - 1}, {avoid + 1, ports.High()}, {avoid, avoid}}
 	}
-	for _, part := range [...][2]uint16{{ports.Low(), avoid - 1}, {avoid + 1, ports.High()}, {avoid, avoid}} {
+	for _, part := range parts {
 		if part[0] > part[1] {
 			continue
 		}
@@ -157,31 +166,76 @@ func (a *attempt) connectTCPLastPort(sa *sys.Sockaddr) error {
 		}
 		return os.NewSyscallError("connect", err)
 	}
-	return a.tcpExhausted(ports)
+	return a.connectTCPBoundPort(ports)
 }
 
-// tcpExhausted is the error for EADDRNOTAVAIL from the search of the whole
-// range.
-func (a *attempt) tcpExhausted(ports *portpick.Ports) error {
-	source := a.local.Addr()
-	if !source.IsValid() {
-		// The same errno says that this host has no address to connect from.
-		route, err := a.routeTCP()
-		if errors.Is(err, lookup.ErrNoSource) {
-			return os.NewSyscallError("connect", unix.EADDRNOTAVAIL)
-		}
-		source = route.Source // invalid if the kernel does not tell
+// connectTCPBoundPort connects from a port that the kernel leaves out of its
+// own choice: one that a socket was bound to explicitly, for another
+// destination (tb->fastreuse in __inet_hash_connect). To a socket that is bound
+// to it as well, such a port is as good as any.
+//
+// It is called when all other ports are taken, so most lookups find the socket
+// that is in the way.
+func (a *attempt) connectTCPBoundPort(ports *portpick.Ports) error {
+	exhausted := &exhaustedError{ports, a.local.Addr(), a.remote, unix.EADDRNOTAVAIL}
+	if protocol, _ := sys.Int(a.fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); protocol == unix.IPPROTO_MPTCP {
+		return exhausted // net.Dialer dials again without MPTCP
 	}
-	return &exhaustedError{ports, source, a.remote, unix.EADDRNOTAVAIL}
-}
-
-// routeTCP asks for the source address of a socket that is not bound.
-func (a *attempt) routeTCP() (lookup.Route, error) {
 	conn, err := a.ns.conn()
 	if err != nil {
-		return lookup.Route{}, err
+		return exhausted
 	}
-	route, err := a.route(conn, a.boundDevice())
-	a.ns.release(conn, err != nil)
-	return route, err
+	failed := false
+	defer func() { a.ns.release(conn, failed) }()
+
+	device := a.boundDevice()
+	if !a.local.Addr().IsValid() {
+		route, err := a.route(conn, device)
+		if errors.Is(err, lookup.ErrNoSource) {
+			// What the errno means here is that this host has no address to
+			// connect from.
+			return os.NewSyscallError("connect", unix.EADDRNOTAVAIL)
+		}
+		if err != nil {
+			return exhausted
+		}
+		exhausted.sourceAddr = route.Source
+	}
+	walk := a.ns.order.Walk(ports, exhausted.sourceAddr, a.remote)
+	for port, ok := walk.Next(); ok; port, ok = walk.Next() {
+		local := netip.AddrPortFrom(exhausted.sourceAddr, port)
+		if local == a.remote {
+			continue // it would be connected to itself
+		}
+		if err := a.ended(); err != nil {
+			return err
+		}
+		switch _, err := conn.TCP(local, a.remote, device); err {
+		case nil:
+			continue
+		case lookup.ErrNotFound:
+		default:
+			failed = true
+			return exhausted
+		}
+		switch err := a.bind(local); err {
+		case nil:
+		case unix.EADDRINUSE:
+			continue
+		default:
+			return os.NewSyscallError("bind", err)
+		}
+		sa := a.remoteSockaddr()
+		if err := connectTCP(a.fd, &sa); err != unix.EADDRNOTAVAIL {
+			return os.NewSyscallError("connect", err)
+		}
+		// Somebody was faster.
+		if err := a.renew(); err != nil {
+			return err
+		}
+		if err := a.shareTCP(); err != nil {
+			return err
+		}
+	}
+	return exhausted
 }

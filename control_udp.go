@@ -240,29 +240,11 @@ func (l *tupleLock) drain() {
 	}
 }
 
-// renew puts a fresh socket on the descriptor in place of one that has lost its
-// try: closing that one unlocks its port, and a UDP socket cannot be bound
-// twice. net.Dialer has not handed the descriptor to the poller yet.
+// renew puts a fresh socket in place of one that has lost its try. Closing that
+// one unlocks its port.
 func (l *tupleLock) renew() error {
-	fresh, err := unix.Socket(l.family, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return os.NewSyscallError("socket", err)
-	}
-	defer unix.Close(fresh)
-	// What package net sets on a new socket.
-	if l.family == unix.AF_INET6 {
-		if only, err := sys.Int(l.fd, unix.SOL_IPV6, unix.IPV6_V6ONLY); err == nil {
-			_ = sys.SetInt(fresh, unix.SOL_IPV6, unix.IPV6_V6ONLY, only)
-		}
-	}
-	if err := sys.SetInt(fresh, unix.SOL_SOCKET, unix.SO_BROADCAST, 1); err != nil {
-		return os.NewSyscallError("setsockopt", err)
-	}
-	if err := unix.Dup3(fresh, l.fd, unix.O_CLOEXEC); err != nil {
-		return os.NewSyscallError("dup3", err)
-	}
 	l.bound, l.maybeShared = false, l.hook.hasUserControl()
-	if err := l.hook.userControl(l.ctx, l.network, l.address, l.rawConn); err != nil {
+	if err := l.attempt.renew(); err != nil {
 		return err
 	}
 	l.shareByFlagOnly()

@@ -205,6 +205,36 @@ func (a *attempt) bind(local netip.AddrPort) error {
 	return sys.Bind(a.fd, &sa)
 }
 
+// renew puts a fresh socket on the descriptor in place of one that has a port
+// which is of no use: a socket cannot be bound twice. net.Dialer has not handed
+// the descriptor to the poller yet.
+func (a *attempt) renew() error {
+	kind := unix.SOCK_DGRAM
+	if strings.HasPrefix(a.network, "tcp") {
+		kind = unix.SOCK_STREAM
+	}
+	fresh, err := unix.Socket(a.family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fresh)
+	// What package net sets on a new socket.
+	if a.family == unix.AF_INET6 {
+		if only, err := sys.Int(a.fd, unix.SOL_IPV6, unix.IPV6_V6ONLY); err == nil {
+			_ = sys.SetInt(fresh, unix.SOL_IPV6, unix.IPV6_V6ONLY, only)
+		}
+	}
+	if kind == unix.SOCK_DGRAM {
+		if err := sys.SetInt(fresh, unix.SOL_SOCKET, unix.SO_BROADCAST, 1); err != nil {
+			return os.NewSyscallError("setsockopt", err)
+		}
+	}
+	if err := unix.Dup3(fresh, a.fd, unix.O_CLOEXEC); err != nil {
+		return os.NewSyscallError("dup3", err)
+	}
+	return a.hook.userControl(a.ctx, a.network, a.address, a.rawConn)
+}
+
 func (a *attempt) remoteSockaddr() sys.Sockaddr {
 	return sys.NewSockaddr(a.family, a.remote, a.scope)
 }

@@ -1,9 +1,10 @@
-// Package lookup asks the Linux kernel two questions about one UDP flow: which
-// socket would receive a datagram that arrives on a given 4-tuple, and which
-// source address the routing table chooses for a destination.
+// Package lookup asks the Linux kernel about one flow: which socket would
+// receive a datagram that arrives on a given UDP 4-tuple, which socket is on a
+// TCP 4-tuple, and which source address the routing table chooses for a
+// destination.
 //
-// Both need no privileges. Each is one request and one reply on a netlink
-// socket that stays open, about a microsecond; neither walks a table. Programs
+// None of it needs privileges. Each is one request and one reply on a netlink
+// socket that stays open, about a microsecond; none walks a table. Programs
 // that want lists of sockets or routes are better served by
 // github.com/vishvananda/netlink, whose SocketGet for one UDP socket dumps the
 // whole table.
@@ -24,7 +25,7 @@ var ErrNotFound = errors.New("no such socket")
 // ErrNoSource says that there is a route but no source address to use with it.
 var ErrNoSource = errors.New("no source address for destination")
 
-// A Socket is the answer to [Conn.UDP].
+// A Socket is the answer to [Conn.UDP] and [Conn.TCP].
 type Socket struct {
 	// Cookie is the socket's identity, the value of its SO_COOKIE option:
 	// unique while the kernel runs.
@@ -42,8 +43,8 @@ type Socket struct {
 	UID uint32
 }
 
-// Connected reports whether the socket is connected. A connected socket is
-// only found for the 4-tuple that it is connected on.
+// Connected reports whether the socket is connected, which it then is on the
+// very 4-tuple that was asked for.
 func (s Socket) Connected() bool { return s.Remote.IsValid() }
 
 // RouteOptions are what the choice of a source address depends on besides the

@@ -101,27 +101,49 @@ const (
 //
 // Source: udp_dump_one in net/ipv4/udp_diag.c.
 func (c *Conn) UDP(local, remote netip.AddrPort, ifindex uint32) (Socket, error) {
-	la, ra := local.Addr().Unmap(), remote.Addr().Unmap()
-	if !la.IsValid() || !ra.IsValid() || la.Is4() != ra.Is4() {
-		return Socket{}, fmt.Errorf("lookup udp %v->%v: addresses are not of one family", local, remote)
+	// The kernel looks up a datagram that arrives, so its source is our
+	// remote address: "src and dst are swapped for historical reasons".
+	s, err := c.socket(unix.IPPROTO_UDP, remote, local, ifindex)
+	if err != nil && err != ErrNotFound {
+		err = fmt.Errorf("lookup udp %v->%v: %w", local, remote, err)
+	}
+	return s, err
+}
+
+// TCP returns the socket on the 4-tuple, which may be in TIME_WAIT, or else the
+// one that listens on local. ifindex is as for [Conn.UDP].
+//
+// If there is no such socket, the error is [ErrNotFound].
+//
+// Source: inet_diag_find_one_icsk in net/ipv4/inet_diag.c.
+func (c *Conn) TCP(local, remote netip.AddrPort, ifindex uint32) (Socket, error) {
+	s, err := c.socket(unix.IPPROTO_TCP, local, remote, ifindex)
+	if err != nil && err != ErrNotFound {
+		err = fmt.Errorf("lookup tcp %v->%v: %w", local, remote, err)
+	}
+	return s, err
+}
+
+func (c *Conn) socket(protocol byte, source, dest netip.AddrPort, ifindex uint32) (Socket, error) {
+	sa, da := source.Addr().Unmap(), dest.Addr().Unmap()
+	if !sa.IsValid() || !da.IsValid() || sa.Is4() != da.Is4() {
+		return Socket{}, errors.New("addresses are not of one family")
 	}
 
 	// NLM_F_DUMP is left out on purpose: with it the kernel walks all its
 	// sockets and does not look at the addresses.
 	request := c.request(unix.SOCK_DIAG_BY_FAMILY, sizeofDiagRequest)
 	request[0] = unix.AF_INET6
-	if la.Is4() {
+	if sa.Is4() {
 		request[0] = unix.AF_INET
 	}
-	request[1] = unix.IPPROTO_UDP
+	request[1] = protocol
 	binary.NativeEndian.PutUint32(request[4:], 0xffffffff) // idiag_states: all
 	id := request[requestID:]
-	// The kernel looks up a datagram that arrives, so its source is our
-	// remote address: "src and dst are swapped for historical reasons".
-	binary.BigEndian.PutUint16(id[idSourcePort:], remote.Port())
-	binary.BigEndian.PutUint16(id[idDestPort:], local.Port())
-	putAddr(id[idSource:], ra)
-	putAddr(id[idDest:], la)
+	binary.BigEndian.PutUint16(id[idSourcePort:], source.Port())
+	binary.BigEndian.PutUint16(id[idDestPort:], dest.Port())
+	putAddr(id[idSource:], sa)
+	putAddr(id[idDest:], da)
 	binary.NativeEndian.PutUint32(id[idInterface:], ifindex)
 	binary.NativeEndian.PutUint64(id[idCookie:], ^uint64(0)) // INET_DIAG_NOCOOKIE
 
@@ -130,7 +152,7 @@ func (c *Conn) UDP(local, remote netip.AddrPort, ifindex uint32) (Socket, error)
 		return Socket{}, ErrNotFound
 	}
 	if err != nil {
-		return Socket{}, fmt.Errorf("lookup udp %v->%v: %w", local, remote, err)
+		return Socket{}, err
 	}
 	return parseDiagMessage(reply)
 }

@@ -22,6 +22,11 @@ func (c *Conn) UDP(local, remote netip.AddrPort, ifindex uint32) (Socket, error)
 	return Socket{}, errors.ErrUnsupported
 }
 
+// TCP fails with [errors.ErrUnsupported].
+func (c *Conn) TCP(local, remote netip.AddrPort, ifindex uint32) (Socket, error) {
+	return Socket{}, errors.ErrUnsupported
+}
+
 // Source fails with [errors.ErrUnsupported].
 func (c *Conn) Source(destination netip.AddrPort, opts RouteOptions) (Route, error) {
 	return Route{}, errors.ErrUnsupported

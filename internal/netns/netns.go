@@ -15,6 +15,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -78,19 +79,37 @@ func LoopbackUp(addresses ...string) error {
 	if err := netlink.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("bring lo up: %w", err)
 	}
-	for _, s := range addresses {
-		addr, err := netlink.ParseAddr(s)
-		if err != nil {
+	for _, address := range addresses {
+		if err := AddAddress(lo, address); err != nil {
 			return err
-		}
-		// An IPv6 address is no good before duplicate address detection is
-		// over, which nothing on lo waits for.
-		addr.Flags = unix.IFA_F_NODAD
-		if err := netlink.AddrAdd(lo, addr); err != nil {
-			return fmt.Errorf("add %s to lo: %w", s, err)
 		}
 	}
 	return nil
+}
+
+// AddAddress gives an interface an address ("fd00::1/64") and returns when the
+// kernel delivers to it.
+func AddAddress(link netlink.Link, address string) error {
+	addr, err := netlink.ParseAddr(address)
+	if err != nil {
+		return err
+	}
+	addr.Flags = unix.IFA_F_NODAD
+	name := link.Attrs().Name
+	if err := netlink.AddrAdd(link, addr); err != nil {
+		return fmt.Errorf("add %s to %s: %w", address, name, err)
+	}
+	// The local route of an IPv6 address is added by a kernel worker some time
+	// later; until then datagrams to it are lost.
+	for deadline := time.Now().Add(10 * time.Second); ; runtime.Gosched() {
+		routes, err := netlink.RouteGetWithOptions(addr.IP, &netlink.RouteGetOptions{Oif: name})
+		if err == nil && len(routes) == 1 && routes[0].Type == unix.RTN_LOCAL {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("add %s to %s: there is no local route to it: %v, %v", address, name, routes, err)
+		}
+	}
 }
 
 // SetPortRange sets ip_local_port_range in the calling thread's namespace.
