@@ -162,7 +162,7 @@ func (l *tupleLock) takeShared(local netip.AddrPort) (o outcome, seen uint64, er
 	}
 	switch s, err := l.conn.UDP(local, l.remote, l.device); {
 	case err == nil:
-		return inTheWay(s), s.Cookie, nil
+		return l.inTheWay(s), s.Cookie, nil
 	case err != lookup.ErrNotFound:
 		l.blind = err
 		return failed, 0, err
@@ -194,7 +194,7 @@ func (l *tupleLock) takeShared(local netip.AddrPort) (o outcome, seen uint64, er
 		l.blind = err
 		return failed, 0, err
 	case s.Cookie != cookie:
-		return inTheWay(s), s.Cookie, nil
+		return l.inTheWay(s), s.Cookie, nil
 	}
 	return l.finish()
 }
@@ -221,9 +221,11 @@ func (l *tupleLock) setShared(on int32) error {
 
 var errNotOurself = errors.New("sock_diag does not find UDP sockets (is the udp_diag module missing?)")
 
-// inTheWay tells the two kinds of sockets apart that a lookup finds.
-func inTheWay(s lookup.Socket) outcome {
-	if s.Connected() {
+// inTheWay tells the two kinds of sockets apart that a lookup finds. One that
+// was not connected when it was found may have connected, to a destination of
+// its own, before the kernel wrote its answer; so being connected is not enough.
+func (l *tupleLock) inTheWay(s lookup.Socket) outcome {
+	if s.Remote == l.remote {
 		return conflict
 	}
 	return contention

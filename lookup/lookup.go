@@ -43,8 +43,9 @@ type Socket struct {
 	UID uint32
 }
 
-// Connected reports whether the socket is connected, which it then is on the
-// very 4-tuple that was asked for.
+// Connected reports whether the socket is connected. That need not be on the
+// 4-tuple that was asked for: a socket that is found unconnected may connect
+// before the kernel has written down its addresses.
 func (s Socket) Connected() bool { return s.Remote.IsValid() }
 
 // RouteOptions are what the choice of a source address depends on besides the

@@ -1,0 +1,427 @@
+//go:build linux
+
+package connectx_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed22601231/connectx"
+)
+
+func init() {
+	children["contend"] = contend
+	children["compete"] = compete
+}
+
+// Four processes dial from one source port, each to a destination of its own.
+// There is no conflict anywhere, so no dial may fail.
+func TestContentionForOnePortNeverFails(t *testing.T) {
+	for _, family := range families {
+		t.Run(family.name, func(t *testing.T) {
+			ownNamespace(t, 40000, 40019)
+			const processes, dials = 4, 2000
+			var wg sync.WaitGroup
+			reports := make([]string, processes)
+			for i := range processes {
+				host := fmt.Sprintf("127.1.0.%d", i+1)
+				if family.suffix == "6" {
+					host = fmt.Sprintf("fd00::%d", []int{1, 2, 3, 12}[i])
+				}
+				cmd := child(t, "contend", "SOURCE="+net.JoinHostPort(family.source, "40005"),
+					"DESTINATION="+echo(t, "udp", host), "DIALS="+strconv.Itoa(dials))
+				out, err := cmd.StdoutPipe()
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := cmd.Start(); err != nil {
+					t.Fatal(err)
+				}
+				wg.Go(func() {
+					b, _ := io.ReadAll(out)
+					reports[i] = strings.TrimSpace(string(b))
+					if err := cmd.Wait(); err != nil {
+						reports[i] += err.Error()
+					}
+				})
+			}
+			wg.Wait()
+			for i, report := range reports {
+				if report != fmt.Sprintf("%d dials, 0 failures", dials) {
+					t.Errorf("process %d: %s", i, report)
+				}
+			}
+		})
+	}
+}
+
+// contend dials again and again from an explicit port, and now and then makes
+// sure that the connection is its own.
+func contend() int {
+	source, destination := netip.MustParseAddrPort(os.Getenv("SOURCE")), netip.MustParseAddrPort(os.Getenv("DESTINATION"))
+	dials, err := strconv.Atoi(os.Getenv("DIALS"))
+	if err != nil {
+		return failChild("DIALS: %v", err)
+	}
+	failures := 0
+	var first error
+	for i := range dials {
+		var d connectx.Dialer
+		conn, err := d.DialUDP(context.Background(), "udp", source, destination)
+		if err != nil {
+			failures++
+			first = cmpError(first, err)
+			continue
+		}
+		if i%16 == 0 {
+			if err := ping(conn, uint64(i)); err != nil {
+				failures++
+				first = cmpError(first, err)
+			}
+		}
+		conn.Close()
+	}
+	fmt.Printf("%d dials, %d failures", dials, failures)
+	if first != nil {
+		fmt.Printf(", the first: %v", first)
+	}
+	return 0
+}
+
+func cmpError(first, err error) error {
+	if first != nil {
+		return first
+	}
+	return err
+}
+
+// ping sends a message that nobody else sends and wants it back, and nothing
+// else before it.
+func ping(conn net.Conn, n uint64) error {
+	message := fmt.Sprintf("%d %d %s", os.Getpid(), n, conn.LocalAddr())
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	if _, err := io.WriteString(conn, message); err != nil {
+		return err
+	}
+	b := make([]byte, 2048)
+	got, err := conn.Read(b)
+	if err != nil {
+		return err
+	}
+	if string(b[:got]) != message {
+		return fmt.Errorf("sent %q, got %q", message, b[:got])
+	}
+	return nil
+}
+
+// Four processes dial one and the same 4-tuple: at any time one holds it.
+func TestOneProcessAtATimeHoldsA4Tuple(t *testing.T) {
+	ownNamespace(t, 40000, 40019)
+	const processes = 4
+	destination := echo(t, "udp", "127.1.0.1")
+	var wg sync.WaitGroup
+	reports := make([]string, processes)
+	for i := range processes {
+		cmd := child(t, "compete", "SOURCE=127.2.0.1:40005", "DESTINATION="+destination)
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		wg.Go(func() {
+			b, _ := io.ReadAll(out)
+			reports[i] = string(b)
+			if err := cmd.Wait(); err != nil {
+				reports[i] += err.Error()
+			}
+		})
+	}
+	wg.Wait()
+	for i, report := range reports {
+		if report != "ok" {
+			t.Errorf("process %d: %s", i, report)
+		}
+	}
+}
+
+// compete takes the 4-tuple 300 times. Whoever has it also takes a name that
+// the kernel gives to one process at a time.
+func compete() int {
+	source, destination := netip.MustParseAddrPort(os.Getenv("SOURCE")), netip.MustParseAddrPort(os.Getenv("DESTINATION"))
+	for held := 0; held < 300; {
+		var d connectx.Dialer
+		conn, err := d.DialUDP(context.Background(), "udp", source, destination)
+		if errors.Is(err, unix.EADDRINUSE) {
+			continue
+		}
+		if err != nil {
+			return failChild("%v", err)
+		}
+		witness, err := net.Listen("unix", "@connectx/"+source.String())
+		if err != nil {
+			return failChild("two processes hold the 4-tuple: %v", err)
+		}
+		if err := ping(conn, uint64(held)); err != nil {
+			return failChild("%v", err)
+		}
+		witness.Close()
+		conn.Close()
+		held++
+	}
+	fmt.Print("ok")
+	return 0
+}
+
+// Goroutines of one process that dial from one port, to destinations of their
+// own.
+func TestContentionWithinAProcess(t *testing.T) {
+	ownNamespace(t, 40000, 40019)
+	// The dials come from goroutines, which are in the namespace of the
+	// process: so is the destination.
+	destination := make([]string, 4)
+	var failures atomic.Int32
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for i := range destination {
+			destination[i] = echo(t, "udp", fmt.Sprintf("127.3.0.%d", i+1))
+		}
+		var wg sync.WaitGroup
+		for _, destination := range destination {
+			wg.Go(func() {
+				for i := range 500 {
+					d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("udp", "127.2.0.1", 40005)}}
+					conn, err := d.Dial("udp", destination)
+					if err != nil {
+						t.Error(err)
+						failures.Add(1)
+						return
+					}
+					if i%16 == 0 {
+						if err := ping(conn, uint64(i)); err != nil {
+							t.Error(err)
+						}
+					}
+					conn.Close()
+				}
+			})
+		}
+		wg.Wait()
+	}()
+	<-done
+}
+
+// A socket that never shares is found out soon, whatever it does with the port.
+func TestPortOfASocketThatDoesNotShare(t *testing.T) {
+	holders := []struct {
+		name string
+		hold func(t *testing.T) net.PacketConn
+	}{
+		{"unconnected", func(t *testing.T) net.PacketConn {
+			conn, err := net.ListenPacket("udp", "127.2.0.1:40005")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return conn
+		}},
+		{"unconnected on the wildcard address", func(t *testing.T) net.PacketConn {
+			conn, err := net.ListenPacket("udp", ":40005")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return conn
+		}},
+		{"unconnected with SO_REUSEADDR", func(t *testing.T) net.PacketConn {
+			return listenShared(t, "127.2.0.1:40005")
+		}},
+		{"unconnected with SO_REUSEADDR on the wildcard address", func(t *testing.T) net.PacketConn {
+			return listenShared(t, ":40005")
+		}},
+		{"connected elsewhere", func(t *testing.T) net.PacketConn {
+			d := net.Dialer{LocalAddr: localAddr("udp", "127.2.0.1", 40005)}
+			conn, err := d.Dial("udp", "127.9.9.9:9")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return conn.(*net.UDPConn)
+		}},
+	}
+	for _, holder := range holders {
+		t.Run(holder.name, func(t *testing.T) {
+			ownNamespace(t, 40000, 40009)
+			holder := holder.hold(t)
+			defer holder.Close()
+			address := echo(t, "udp", "127.1.0.1")
+
+			// The explicit port: EADDRINUSE within 50 ms. The fastest of five
+			// dials counts, for the machine may be busy with something else.
+			fastest := time.Hour
+			for range 5 {
+				d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("udp", "127.2.0.1", 40005)}}
+				start := time.Now()
+				conn, err := d.Dial("udp", address)
+				if !errors.Is(err, unix.EADDRINUSE) {
+					t.Fatalf("dial: %v, %v", conn, err)
+				}
+				if want := "does not share"; !strings.Contains(err.Error(), want) {
+					t.Errorf("error does not say %q: %v", want, err)
+				}
+				fastest = min(fastest, time.Since(start))
+			}
+			if fastest > 50*time.Millisecond {
+				t.Errorf("EADDRINUSE took %v", fastest)
+			}
+
+			// Picked ports go around it.
+			for range 9 {
+				d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("udp", "127.2.0.1", 0)}}
+				conn, err := d.Dial("udp", address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				if portOf(conn.LocalAddr()) == 40005 {
+					t.Fatal("the port was picked")
+				}
+			}
+			d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("udp", "127.2.0.1", 0)}}
+			if _, err := d.Dial("udp", address); !errors.Is(err, connectx.ErrPortsExhausted) {
+				t.Fatalf("dial beyond the range: %v", err)
+			}
+		})
+	}
+}
+
+// listenShared binds an unconnected socket that has SO_REUSEADDR, as a
+// multicast listener does.
+func listenShared(t testing.TB, address string) net.PacketConn {
+	t.Helper()
+	config := net.ListenConfig{Control: setSocketOption(unix.SOL_SOCKET, unix.SO_REUSEADDR, 1)}
+	conn, err := config.ListenPacket(context.Background(), "udp4", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn
+}
+
+// An unconnected socket that shares its port loses no datagram to dials which
+// would like to have that port, not even for the time that a lookup takes.
+func TestUnconnectedSocketIsNeverStolenFrom(t *testing.T) {
+	ownNamespace(t, 40000, 40001)
+	listener := listenShared(t, "127.2.0.1:40000")
+	defer listener.Close()
+	sender, err := net.Dial("udp", "127.2.0.1:40000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sender.Close()
+	address := echo(t, "udp", "127.1.0.1")
+
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		b := make([]byte, 16)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			message := fmt.Sprint(i)
+			if _, err := io.WriteString(sender, message); err != nil {
+				t.Error(err)
+				return
+			}
+			listener.SetReadDeadline(time.Now().Add(10 * time.Second))
+			n, _, err := listener.ReadFrom(b)
+			if err != nil || string(b[:n]) != message {
+				t.Errorf("datagram %d was lost: got %q, %v", i, b[:n], err)
+				return
+			}
+		}
+	})
+	// One port of two is the listener's, so every second dial looks at it
+	// first; so do some with the explicit port.
+	for i := range 400 {
+		d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("udp", "127.2.0.1", 0)}}
+		conn, err := d.Dial("udp", address)
+		if err != nil {
+			t.Error(err)
+			break
+		}
+		if i%100 == 0 {
+			d.LocalAddr = localAddr("udp", "127.2.0.1", 40000)
+			if conn, err := d.Dial("udp", address); !errors.Is(err, unix.EADDRINUSE) {
+				t.Errorf("dial from the port of an unconnected socket: %v, %v", conn, err)
+			}
+		}
+		conn.Close()
+	}
+	close(stop)
+	wg.Wait()
+}
+
+// Datagrams that others send to the port while it is being taken are never
+// read.
+func TestDatagramsOfStrangersAreNeverRead(t *testing.T) {
+	for _, shared := range []bool{false, true} {
+		t.Run(fmt.Sprintf("port in use by others %t", shared), func(t *testing.T) {
+			ownNamespace(t, 40000, 40019)
+			source := localAddr("udp", "127.2.0.1", 40005)
+			d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: source}}
+			if shared {
+				other, err := d.Dial("udp", "127.1.0.2:7")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer other.Close()
+			}
+			address := echo(t, "udp", "127.1.0.1")
+			stranger, err := net.ListenPacket("udp", "127.4.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer stranger.Close()
+			stop := make(chan struct{})
+			var wg sync.WaitGroup
+			defer wg.Wait()
+			defer close(stop)
+			wg.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+						stranger.WriteTo([]byte("stranger"), source)
+					}
+				}
+			})
+			for i := range 1000 {
+				conn, err := d.Dial("udp", address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				err = ping(conn, uint64(i))
+				conn.Close()
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+		})
+	}
+}
