@@ -4,7 +4,6 @@ import (
 	"context"
 	"net"
 	"net/netip"
-	"strings"
 	"syscall"
 )
 
@@ -79,7 +78,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 // means that none is chosen, one with an invalid Addr and a port that only the
 // port is. See [net.Dialer.DialTCP].
 func (d *Dialer) DialTCP(ctx context.Context, network string, laddr, raddr netip.AddrPort) (*net.TCPConn, error) {
-	if !supported || !strings.HasPrefix(network, "tcp") || !sameFamily(network, laddr, raddr) {
+	if !supported || protocolOf(network) != "tcp" || !sameFamily(network, laddr, raddr) {
 		return d.Dialer.DialTCP(ctx, network, laddr, raddr)
 	}
 	typed := *d
@@ -95,7 +94,7 @@ func (d *Dialer) DialTCP(ctx context.Context, network string, laddr, raddr netip
 // means that none is chosen, one with an invalid Addr and a port that only the
 // port is. See [net.Dialer.DialUDP].
 func (d *Dialer) DialUDP(ctx context.Context, network string, laddr, raddr netip.AddrPort) (*net.UDPConn, error) {
-	if !supported || !strings.HasPrefix(network, "udp") || !sameFamily(network, laddr, raddr) {
+	if !supported || protocolOf(network) != "udp" || !sameFamily(network, laddr, raddr) {
 		return d.Dialer.DialUDP(ctx, network, laddr, raddr)
 	}
 	typed := *d
@@ -105,6 +104,17 @@ func (d *Dialer) DialUDP(ctx context.Context, network string, laddr, raddr netip
 		return nil, err
 	}
 	return conn.(*net.UDPConn), nil
+}
+
+// protocolOf is "tcp" or "udp", or empty for all other networks.
+func protocolOf(network string) string {
+	switch network {
+	case "tcp", "tcp4", "tcp6":
+		return "tcp"
+	case "udp", "udp4", "udp6":
+		return "udp"
+	}
+	return ""
 }
 
 // sameFamily reports whether a socket of the network can have both addresses.
@@ -140,12 +150,7 @@ type innerDial struct {
 // itself: other systems, other networks, and dials that it refuses before there
 // is a socket.
 func (d *Dialer) plan(network, address string) *innerDial {
-	if !supported {
-		return nil
-	}
-	switch network {
-	case "tcp", "tcp4", "tcp6", "udp", "udp4", "udp6":
-	default:
+	if !supported || protocolOf(network) == "" {
 		return nil
 	}
 	local, ok := localAddrPort(network, d.LocalAddr)
@@ -175,7 +180,7 @@ func localAddrPort(network string, addr net.Addr) (netip.AddrPort, bool) {
 	case nil:
 		return netip.AddrPort{}, true
 	case *net.TCPAddr:
-		if !strings.HasPrefix(network, "tcp") {
+		if protocolOf(network) != "tcp" {
 			return netip.AddrPort{}, false
 		}
 		if a == nil {
@@ -183,7 +188,7 @@ func localAddrPort(network string, addr net.Addr) (netip.AddrPort, bool) {
 		}
 		return addrPort(a.IP, a.Zone, a.Port)
 	case *net.UDPAddr:
-		if !strings.HasPrefix(network, "udp") {
+		if protocolOf(network) != "udp" {
 			return netip.AddrPort{}, false
 		}
 		if a == nil {

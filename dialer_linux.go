@@ -76,7 +76,7 @@ func (a *attempt) connect() error {
 		return os.NewSyscallError("getsockopt", err)
 	}
 	a.ns = ns
-	if strings.HasPrefix(a.network, "tcp") {
+	if protocolOf(a.network) == "tcp" {
 		return a.connectTCP()
 	}
 	return a.connectUDP()
@@ -210,7 +210,7 @@ func (a *attempt) bind(local netip.AddrPort) error {
 // the descriptor to the poller yet.
 func (a *attempt) renew() error {
 	kind := unix.SOCK_DGRAM
-	if strings.HasPrefix(a.network, "tcp") {
+	if protocolOf(a.network) == "tcp" {
 		kind = unix.SOCK_STREAM
 	}
 	fresh, err := unix.Socket(a.family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"strings"
 	"syscall"
 
 	"github.com/seed22601231/connectx/portpick"
@@ -111,7 +110,7 @@ func completeError(err error, network string, local net.Addr) error {
 const errNoSuitableAddress = "no suitable address found"
 
 func netAddr(network string, ap netip.AddrPort) net.Addr {
-	if strings.HasPrefix(network, "tcp") {
+	if protocolOf(network) == "tcp" {
 		return net.TCPAddrFromAddrPort(ap)
 	}
 	return net.UDPAddrFromAddrPort(ap)

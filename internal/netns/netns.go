@@ -21,11 +21,24 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// insideEnv marks a process that Reexec has started.
+// insideEnv tells a process that Reexec has started which namespace that was
+// done from.
 const insideEnv = "CONNECTX_NETNS"
 
-// Inside reports whether Reexec has started this process.
-func Inside() bool { return os.Getenv(insideEnv) != "" }
+// Inside reports whether Reexec has started this process, or an ancestor, and
+// it therefore is in a namespace of its own. The variable alone does not make it
+// believe so.
+func Inside() bool {
+	from := os.Getenv(insideEnv)
+	if from == "" {
+		return false
+	}
+	here, err := current()
+	return err == nil && here != from
+}
+
+// current identifies the process's network namespace.
+func current() (string, error) { return os.Readlink("/proc/self/ns/net") }
 
 // ErrRefused says that the system does not let this user create a namespace.
 var ErrRefused = errors.New("network namespaces are not allowed here")
@@ -34,9 +47,13 @@ var ErrRefused = errors.New("network namespaces are not allowed here")
 // namespace whose loopback interface is up, and returns its exit code. The
 // error wraps ErrRefused if there can be no such namespace.
 func Reexec() (exitCode int, err error) {
+	from, err := current()
+	if err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrRefused, err)
+	}
 	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
 	cmd.Args[0] = os.Args[0]
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
+	cmd.Env = append(os.Environ(), insideEnv+"="+from)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
 	if os.Geteuid() != 0 {
@@ -45,18 +62,18 @@ func Reexec() (exitCode int, err error) {
 		cmd.SysProcAttr.GidMappings = []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getgid(), Size: 1}}
 	}
 
-	// The parent-death signal is tied to the thread that forks.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	if err := cmd.Start(); err != nil {
-		return 0, fmt.Errorf("%w: %w", ErrRefused, err)
-	}
 	// An interrupt from the terminal reaches the child as well; let it end
 	// first.
 	signals := make(chan os.Signal, 1)
 	signal.Notify(signals, os.Interrupt)
 	defer signal.Stop(signals)
 
+	// The parent-death signal is tied to the thread that forks.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	if err := cmd.Start(); err != nil {
+		return 0, fmt.Errorf("%w: %w", ErrRefused, err)
+	}
 	err = cmd.Wait()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {

@@ -1,0 +1,61 @@
+// Command connectx shows what package connectx does on this system.
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+)
+
+// Exit codes of every subcommand.
+const (
+	exitOK     = 0
+	exitFailed = 1
+	exitUsage  = 2
+)
+
+// A subcommand is called with the arguments after its name.
+type subcommand struct {
+	name, summary string
+	run           func(args []string, stdout, stderr io.Writer) int
+}
+
+var subcommands = []subcommand{
+	{"demo", "count the connections that net.Dialer and connectx.Dialer can hold", demo},
+}
+
+func main() {
+	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
+}
+
+func run(args []string, stdout, stderr io.Writer) int {
+	if len(args) == 0 {
+		usage(stderr)
+		return exitUsage
+	}
+	name, rest := args[0], args[1:]
+	switch name {
+	case "help", "-h", "-help", "--help":
+		if len(rest) == 0 {
+			usage(stdout)
+			return exitOK
+		}
+		name, rest = rest[0], []string{"-h"}
+	}
+	for _, s := range subcommands {
+		if s.name == name {
+			return s.run(rest, stdout, stderr)
+		}
+	}
+	fmt.Fprintf(stderr, "connectx: unknown subcommand %q\n\n", name)
+	usage(stderr)
+	return exitUsage
+}
+
+func usage(w io.Writer) {
+	fmt.Fprint(w, "Usage: connectx <subcommand> [flags]\n\nSubcommands:\n")
+	for _, s := range subcommands {
+		fmt.Fprintf(w, "  %-8s %s\n", s.name, s.summary)
+	}
+	fmt.Fprint(w, "\nThe flags of a subcommand: connectx help <subcommand>\n")
+}

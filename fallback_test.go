@@ -1,0 +1,185 @@
+//go:build linux
+
+package connectx_test
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"strings"
+	"testing"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed22601231/connectx"
+)
+
+// A refusal makes a system call fail, for real: the kernel returns errno (0 for
+// success without having done anything) where the argument has that value.
+type refusal struct {
+	call     uint32
+	argument uint32 // its index
+	value    uint32
+	errno    unix.Errno
+}
+
+// refuse installs a seccomp filter in this process, for good.
+func refuse(refusals ...refusal) error {
+	const retErrno, retAllow = 0x00050000, 0x7fff0000 // SECCOMP_RET_ERRNO, SECCOMP_RET_ALLOW
+	load := func(offset uint32) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
+	}
+	unless := func(value uint32, skip uint8) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: value, Jf: skip}
+	}
+	ret := func(value uint32) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: value}
+	}
+	var program []unix.SockFilter
+	for _, r := range refusals {
+		program = append(program,
+			load(0), unless(r.call, 3), // seccomp_data.nr
+			load(16+8*r.argument), unless(r.value, 1), // the low half of an argument
+			ret(retErrno|uint32(r.errno)))
+	}
+	program = append(program, ret(retAllow))
+
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return fmt.Errorf("prctl: %w", err)
+	}
+	prog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
+	const setModeFilter, flagTSync = 1, 1
+	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, setModeFilter, flagTSync, uintptr(unsafe.Pointer(&prog))); errno != 0 {
+		return fmt.Errorf("seccomp: %w", errno)
+	}
+	return nil
+}
+
+func init() {
+	children["no netlink"] = func() int {
+		return fallback(refusal{unix.SYS_SOCKET, 0, unix.AF_NETLINK, unix.EPERM}, "operation not permitted")
+	}
+	children["netlink does not answer"] = func() int {
+		// Requests are sent with MSG_DONTWAIT, and then are not.
+		return fallback(refusal{unix.SYS_SENDTO, 3, unix.MSG_DONTWAIT, 0}, "recv")
+	}
+	children["udp_diag is missing"] = func() int {
+		// To the kernel without udp_diag, every socket is ENOENT.
+		return fallback(refusal{unix.SYS_SENDTO, 3, unix.MSG_DONTWAIT, unix.ENOENT}, "no such file")
+	}
+	children["no IP_LOCAL_PORT_RANGE"] = func() int {
+		if err := refuse(refusal{unix.SYS_SETSOCKOPT, 2, unix.IP_LOCAL_PORT_RANGE, unix.ENOPROTOOPT}); err != nil {
+			return failChild("%v", err)
+		}
+		return wholeRangeTwice("tcp")
+	}
+}
+
+// Without the kernel's answers, UDP dials are limited but never overshadowed.
+func TestUDPWhenTheKernelDoesNotAnswer(t *testing.T) {
+	for _, name := range []string{"no netlink", "netlink does not answer", "udp_diag is missing"} {
+		t.Run(name, func(t *testing.T) {
+			ownNamespace(t, 40000, 40019)
+			destinations := echo(t, "udp", "127.1.0.1") + " " + echo(t, "udp", "127.1.0.2")
+			if out := runChild(t, name, "DESTINATIONS="+destinations); out != "ok" {
+				t.Errorf("got %q", out)
+			}
+		})
+	}
+}
+
+// fallback is a program that the kernel refuses something.
+func fallback(r refusal, why string) int {
+	if err := refuse(r); err != nil {
+		return failChild("%v", err)
+	}
+	a, b, _ := strings.Cut(os.Getenv("DESTINATIONS"), " ")
+
+	// An explicit port works, and is not shared.
+	d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("udp", "127.2.0.1", 40003)}}
+	first, err := d.Dial("udp", a)
+	if err != nil {
+		return failChild("explicit port: %v", err)
+	}
+	defer first.Close()
+	if err := ping(first, 1); err != nil {
+		return failChild("explicit port: %v", err)
+	}
+	for _, destination := range []string{a, b} {
+		_, err := d.Dial("udp", destination)
+		if !errors.Is(err, unix.EADDRINUSE) || !strings.Contains(err.Error(), "cannot be shared") || !strings.Contains(err.Error(), why) {
+			return failChild("explicit port a second time: %v", err)
+		}
+	}
+
+	// Picked ports are all different, over all destinations together.
+	for _, source := range []net.Addr{nil, localAddr("udp", "127.2.0.2", 0)} {
+		d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: source}}
+		seen := make(map[string]bool)
+		var conns []net.Conn
+		for i := 0; ; i++ {
+			conn, err := d.Dial("udp", []string{a, b}[i%2])
+			if err != nil {
+				want := unix.EAGAIN // as net.Dialer has it
+				if source != nil {
+					want = unix.EADDRINUSE
+				}
+				if !errors.Is(err, want) {
+					return failChild("at the end of the range: %v", err)
+				}
+				break
+			}
+			if err := ping(conn, uint64(i)); err != nil {
+				return failChild("picked port: %v", err)
+			}
+			if seen[conn.LocalAddr().String()] {
+				return failChild("%v was picked twice", conn.LocalAddr())
+			}
+			seen[conn.LocalAddr().String()] = true
+			conns = append(conns, conn)
+		}
+		if len(conns) < 19 || len(conns) > 20 {
+			return failChild("%d picked ports of 20", len(conns))
+		}
+		for _, conn := range conns {
+			conn.Close()
+		}
+	}
+	fmt.Print("ok")
+	return 0
+}
+
+// A kernel without IP_LOCAL_PORT_RANGE searches by itself.
+func TestTCPWithoutLocalPortRange(t *testing.T) {
+	ownNamespace(t, 40000, 40019)
+	destinations := echo(t, "tcp", "127.1.0.1") + " " + echo(t, "tcp", "127.1.0.2")
+	if out := runChild(t, "no IP_LOCAL_PORT_RANGE", "DESTINATIONS="+destinations); out != "ok" {
+		t.Errorf("got %q", out)
+	}
+}
+
+func wholeRangeTwice(network string) int {
+	a, b, _ := strings.Cut(os.Getenv("DESTINATIONS"), " ")
+	for _, source := range []net.Addr{nil, localAddr(network, "127.2.0.1", 0)} {
+		d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: source}}
+		for _, destination := range []string{a, b} {
+			for i := range 20 {
+				conn, err := d.Dial(network, destination)
+				if err != nil {
+					return failChild("dial %d: %v", i, err)
+				}
+				defer hangUp(conn)
+				if err := ping(conn, uint64(i)); err != nil {
+					return failChild("%v", err)
+				}
+			}
+			if _, err := d.Dial(network, destination); !errors.Is(err, connectx.ErrPortsExhausted) {
+				return failChild("dial beyond the range: %v", err)
+			}
+		}
+	}
+	fmt.Print("ok")
+	return 0
+}
