@@ -106,6 +106,51 @@ func (d *Dialer) DialUDP(ctx context.Context, network string, laddr, raddr netip
 	return conn.(*net.UDPConn), nil
 }
 
+// NetDialer returns a plain [net.Dialer] that shares ports as d does, for the many
+// places that take nothing else:
+//
+//	tls.Dialer{NetDialer: d.NetDialer()}
+//
+// What d does it does in its ControlContext hook, which must stay in place; d's
+// own hooks run in there. LocalAddr has moved there too: the field is nil, and
+// stays so, and destination addresses of another family than LocalAddr's fail
+// instead of being left out. That aside, the connections and errors are those of
+// d, except that Source in a [*net.OpError] is not filled in.
+//
+// Dial and DialContext share ports. DialTCP and DialUDP of a net.Dialer bind the
+// socket themselves and fail; use those of d.
+func (d *Dialer) NetDialer() *net.Dialer {
+	plain := d.Dialer
+	if !supported {
+		return &plain
+	}
+	h := &hook{control: d.Control, controlContext: d.ControlContext, anyLocal: d.LocalAddr}
+	plain.LocalAddr = nil
+	plain.Control = nil
+	plain.ControlContext = h.runAny
+	return &plain
+}
+
+// runAny is run for a net.Dialer that is not told which network it is for until
+// it dials.
+func (h *hook) runAny(ctx context.Context, network, address string, c syscall.RawConn) error {
+	if protocolOf(network) == "" {
+		return h.userControl(ctx, network, address, c)
+	}
+	local, ok := localAddrPort(network, h.anyLocal)
+	if !ok {
+		return &net.AddrError{Err: "mismatched local address type", Addr: h.anyLocal.String()}
+	}
+	if a := local.Addr(); a.IsValid() && !a.IsUnspecified() {
+		if _, _, ok := withFamily(network, address, a); !ok {
+			return &net.AddrError{Err: errNoSuitableAddress, Addr: h.anyLocal.String()}
+		}
+	}
+	of := *h
+	of.local = local
+	return of.run(ctx, network, address, c)
+}
+
 // protocolOf is "tcp" or "udp", or empty for all other networks.
 func protocolOf(network string) string {
 	switch network {
@@ -163,7 +208,7 @@ func (d *Dialer) plan(network, address string) *innerDial {
 			return nil
 		}
 	}
-	inner := &innerDial{d.Dialer, network, address, hook{d.Control, d.ControlContext, local}}
+	inner := &innerDial{d.Dialer, network, address, hook{control: d.Control, controlContext: d.ControlContext, local: local}}
 	// The hook binds the socket, and a second bind would fail. What else
 	// net.Dialer would do with LocalAddr, to leave out the destination
 	// addresses of the other family, withFamily has seen to.
@@ -251,6 +296,7 @@ type hook struct {
 	control        func(network, address string, c syscall.RawConn) error
 	controlContext func(ctx context.Context, network, address string, c syscall.RawConn) error
 	local          netip.AddrPort
+	anyLocal       net.Addr // LocalAddr of a NetDialer, from which local follows
 }
 
 // hasUserControl reports whether the caller has a hook of their own, and the

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -16,14 +17,25 @@ import (
 // A Conn asks the kernel on behalf of one network namespace: that of the
 // thread which opened it. It is not safe for concurrent use.
 type Conn struct {
-	diag  int // NETLINK_SOCK_DIAG
-	route int // NETLINK_ROUTE, subscribed to changes
+	diag  socket // NETLINK_SOCK_DIAG
+	route socket // NETLINK_ROUTE, subscribed to changes
 	seq   uint32
 	buf   [1024]byte // the request, and then the reply
 
 	// routes are answers that hold until something changes: the kernel says
 	// so on the route socket before the change returns to who made it.
-	routes [64]cachedRoute
+	routes  [64]cachedRoute
+	changed time.Time // when it last said so; zero if that is long ago
+}
+
+// settle is how long after a change no answer is kept. The notification of a
+// deleted address is there before the routes that name it are gone, so what
+// the kernel answers in between is out of date, and nothing more is heard of it.
+const settle = time.Second
+
+type socket struct {
+	fd   int
+	port uint32 // what the kernel's replies, but not its notifications, carry as nlmsg_pid
 }
 
 type cachedRoute struct {
@@ -41,7 +53,7 @@ func Open() (*Conn, error) {
 	}
 	route, err := openNetlink(unix.NETLINK_ROUTE, routeGroups)
 	if err != nil {
-		unix.Close(diag)
+		unix.Close(diag.fd)
 		return nil, fmt.Errorf("open route netlink: %w", err)
 	}
 	return &Conn{diag: diag, route: route}, nil
@@ -56,21 +68,30 @@ const routeGroups = 1<<(unix.RTNLGRP_LINK-1) |
 	1<<(unix.RTNLGRP_IPV4_RULE-1) | 1<<(unix.RTNLGRP_IPV6_RULE-1) |
 	1<<(unix.RTNLGRP_NEXTHOP-1)
 
-func openNetlink(protocol int, groups uint32) (int, error) {
+func openNetlink(protocol int, groups uint32) (socket, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, protocol)
 	if err != nil {
-		return -1, os.NewSyscallError("socket", err)
+		return socket{}, os.NewSyscallError("socket", err)
 	}
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: groups}); err != nil {
 		unix.Close(fd)
-		return -1, os.NewSyscallError("bind", err)
+		return socket{}, os.NewSyscallError("bind", err)
 	}
-	return fd, nil
+	name, err := unix.Getsockname(fd)
+	if err != nil {
+		unix.Close(fd)
+		return socket{}, os.NewSyscallError("getsockname", err)
+	}
+	s := socket{fd: fd}
+	if name, ok := name.(*unix.SockaddrNetlink); ok {
+		s.port = name.Pid
+	}
+	return s, nil
 }
 
 // Close closes the netlink sockets.
 func (c *Conn) Close() error {
-	return errors.Join(unix.Close(c.diag), unix.Close(c.route))
+	return errors.Join(unix.Close(c.diag.fd), unix.Close(c.route.fd))
 }
 
 // Layouts from include/uapi/linux/inet_diag.h.
@@ -200,20 +221,37 @@ func addrOf(family byte, b []byte) netip.Addr {
 // address, it is [ErrNoSource].
 //
 // Answers are kept, and are dropped as soon as the kernel reports any change of
-// addresses, links, routes or rules; see also [Conn.Forget].
+// addresses, links, routes or rules; for a second after that, each is asked for
+// anew. See also [Conn.Forget].
 //
 // Source: rtnetlink(7), inet_rtm_getroute in net/ipv4/route.c and
 // inet6_rtm_getroute in net/ipv6/route.c.
 func (c *Conn) Source(destination netip.AddrPort, opts RouteOptions) (Route, error) {
+	if !destination.Addr().IsValid() {
+		return Route{}, fmt.Errorf("route to %v: the address is not valid", destination)
+	}
 	cached := c.cached(destination)
-	if c.routesChanged() {
-		c.routes = [len(c.routes)]cachedRoute{}
-	} else if cached.destination == destination && cached.opts == opts {
+	if !c.routesChanged() && cached.destination == destination && cached.opts == opts {
 		return cached.route, nil
 	}
 	route, err := c.askRoute(destination, opts)
+	for range 10 {
+		// So many notifications at once that the reply did not fit beside
+		// them. Make room.
+		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS) {
+			break
+		}
+		c.routesChanged()
+		route, err = c.askRoute(destination, opts)
+	}
 	if err != nil {
 		return Route{}, err
+	}
+	if !c.changed.IsZero() {
+		if time.Since(c.changed) < settle {
+			return route, nil
+		}
+		c.changed = time.Time{}
 	}
 	*cached = cachedRoute{destination, opts, route}
 	return route, nil
@@ -227,19 +265,30 @@ func (c *Conn) cached(destination netip.AddrPort) *cachedRoute {
 	return &c.routes[h>>58]
 }
 
-// routesChanged reports whether there was a notification since the last call.
+// routesChanged reports whether there was a notification since the last call,
+// and sees to what follows from that.
 func (c *Conn) routesChanged() bool {
 	changed := false
 	for {
-		switch _, err := sys.Recv(c.route, c.buf[:1], 0); err {
+		switch _, err := sys.Recv(c.route.fd, c.buf[:1], 0); err {
 		case nil, unix.ENOBUFS: // ENOBUFS: some did not fit and were lost
 			changed = true
+			continue
 		case unix.EAGAIN:
-			return changed
 		default:
-			return true
+			changed = true
 		}
+		if changed {
+			c.outdated()
+		}
+		return changed
 	}
+}
+
+// outdated drops the answers because of a notification.
+func (c *Conn) outdated() {
+	c.Forget()
+	c.changed = time.Now()
 }
 
 // Forget drops the answers of [Conn.Source] that are kept. They follow all
@@ -249,10 +298,6 @@ func (c *Conn) Forget() { c.routes = [len(c.routes)]cachedRoute{} }
 
 func (c *Conn) askRoute(destination netip.AddrPort, opts RouteOptions) (Route, error) {
 	da := destination.Addr().Unmap()
-	if !da.IsValid() {
-		return Route{}, fmt.Errorf("route to %v: the address is not valid", destination)
-	}
-
 	request := c.request(unix.RTM_GETROUTE, unix.SizeofRtMsg)
 	request[0] = unix.AF_INET6
 	if da.Is4() {
@@ -340,22 +385,20 @@ func (c *Conn) attribute(kind uint16, length int) []byte {
 //
 // The kernel works on a request within send(2), so the reply is there when
 // send returns and nothing here waits.
-func (c *Conn) roundTrip(fd int, kind uint16) ([]byte, error) {
-	if err := sys.Send(fd, c.buf[:binary.NativeEndian.Uint32(c.buf[:])]); err != nil {
+func (c *Conn) roundTrip(s socket, kind uint16) ([]byte, error) {
+	if err := sys.Send(s.fd, c.buf[:binary.NativeEndian.Uint32(c.buf[:])]); err != nil {
 		return nil, os.NewSyscallError("send", err)
 	}
 	for {
-		n, err := sys.Recv(fd, c.buf[:], unix.MSG_TRUNC)
+		n, err := sys.Recv(s.fd, c.buf[:], 0)
 		if err != nil {
 			return nil, os.NewSyscallError("recv", err)
 		}
-		if n > len(c.buf) {
-			return nil, fmt.Errorf("netlink reply of %d bytes does not fit", n)
-		}
-		body, err := parseReply(c.buf[:n], kind, c.seq)
+		body, err := parseReply(c.buf[:n], kind, c.seq, s.port)
 		if err == errOtherReply {
-			// A notification of a change, or an answer nobody waited for.
-			c.Forget()
+			// A notification of a change, which need not fit into the
+			// buffer, or an answer nobody waited for.
+			c.outdated()
 			continue
 		}
 		return body, err
@@ -364,16 +407,19 @@ func (c *Conn) roundTrip(fd int, kind uint16) ([]byte, error) {
 
 var errOtherReply = errors.New("netlink reply to another request")
 
-func parseReply(b []byte, kind uint16, seq uint32) ([]byte, error) {
+// parseReply returns the body of a reply to the request number seq of the
+// socket with the given port. A notification has the number and the port of
+// the request that caused the change; the number alone could be the same.
+func parseReply(b []byte, kind uint16, seq, port uint32) ([]byte, error) {
 	if len(b) < unix.SizeofNlMsghdr {
 		return nil, fmt.Errorf("netlink reply of %d bytes is too short", len(b))
+	}
+	if binary.NativeEndian.Uint32(b[8:]) != seq || binary.NativeEndian.Uint32(b[12:]) != port {
+		return nil, errOtherReply
 	}
 	size := binary.NativeEndian.Uint32(b)
 	if size < unix.SizeofNlMsghdr || uint64(size) > uint64(len(b)) {
 		return nil, fmt.Errorf("netlink reply says %d bytes and has %d", size, len(b))
-	}
-	if binary.NativeEndian.Uint32(b[8:]) != seq {
-		return nil, errOtherReply
 	}
 	body := b[unix.SizeofNlMsghdr:size]
 	switch got := binary.NativeEndian.Uint16(b[4:]); got {

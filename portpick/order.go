@@ -99,20 +99,27 @@ func (o *Order) Walk(ports *Ports, source netip.Addr, destination netip.AddrPort
 func (o *Order) slot(hash uint64) *atomic.Uint64 {
 	set := &o.table[hash%sets]
 	tag := hash>>tagShift | 1
-	free := -1
-	for way := range set {
-		switch c := cursor(set[way].Load()); {
-		case c.tag() == tag:
-			return &set[way]
-		case c == 0 && free < 0:
-			free = way
+	for {
+		var seen [ways]uint64
+		free := -1
+		for way := range set {
+			seen[way] = set[way].Load()
+			switch c := cursor(seen[way]); {
+			case c.tag() == tag:
+				return &set[way]
+			case c == 0 && free < 0:
+				free = way
+			}
+		}
+		if free < 0 {
+			free = mathrand.IntN(ways)
+		}
+		// If another dial was quicker, it may have been one of the same pair,
+		// and then the two have to share.
+		if set[free].CompareAndSwap(seen[free], tag<<tagShift|uint64(mathrand.Uint32())) {
+			return &set[free]
 		}
 	}
-	if free < 0 {
-		free = mathrand.IntN(ways)
-	}
-	set[free].Store(tag<<tagShift | uint64(mathrand.Uint32()))
-	return &set[free]
 }
 
 // A Walk offers the ports of a range to one dial. It is a plain value for use
