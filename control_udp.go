@@ -160,6 +160,13 @@ func (l *tupleLock) takeShared(local netip.AddrPort) (o outcome, seen uint64, er
 	if !l.canAsk() {
 		return failed, 0, l.blind
 	}
+	if l.device == 0 {
+		// Without an interface, sockets that are bound to one would not be
+		// found, and they receive before all others.
+		if route, err := l.route(l.conn, 0); err == nil {
+			l.device = route.Interface
+		}
+	}
 	switch s, err := l.conn.UDP(local, l.remote, l.device); {
 	case err == nil:
 		return l.inTheWay(s), s.Cookie, nil

@@ -170,7 +170,8 @@ func (a *attempt) boundDevice() uint32 {
 // errMulticastOptions leaves a case to the kernel.
 var errMulticastOptions = errors.New("the source of multicast depends on options of the socket")
 
-// route asks which source address the kernel would give the socket.
+// route asks which source address and interface the kernel would give the
+// socket.
 func (a *attempt) route(conn *lookup.Conn, device uint32) (lookup.Route, error) {
 	mark := a.ns.mark.Load()
 	if a.hook.hasUserControl() {
@@ -182,7 +183,9 @@ func (a *attempt) route(conn *lookup.Conn, device uint32) (lookup.Route, error) 
 			device = a.unicastInterface()
 		}
 	}
-	return conn.Source(a.remote, lookup.RouteOptions{Interface: device, Mark: mark, SourcePort: a.local.Port()})
+	return conn.Source(a.remote, lookup.RouteOptions{
+		Interface: device, Mark: mark, Source: a.local.Addr(), SourcePort: a.local.Port(),
+	})
 }
 
 // unicastInterface is the interface that IP_UNICAST_IF or IPV6_UNICAST_IF names

@@ -59,6 +59,10 @@ type RouteOptions struct {
 	// Mark is the firewall mark (SO_MARK). Zero means none.
 	Mark uint32
 
+	// Source is the source address, where it is chosen already and only the
+	// interface is of interest. Invalid means none.
+	Source netip.Addr
+
 	// SourcePort is the UDP source port, for routing rules that match it.
 	// Zero means that it is not known yet.
 	SourcePort uint16

@@ -307,6 +307,10 @@ func (c *Conn) askRoute(destination netip.AddrPort, opts RouteOptions) (Route, e
 	putAddr(c.attribute(unix.RTA_DST, da.BitLen()/8), da)
 	c.attribute(unix.RTA_IP_PROTO, 1)[0] = unix.IPPROTO_UDP
 	binary.BigEndian.PutUint16(c.attribute(unix.RTA_DPORT, 2), destination.Port())
+	if src := opts.Source.Unmap(); src.IsValid() && src.Is4() == da.Is4() {
+		request[2] = byte(src.BitLen()) // rtm_src_len
+		putAddr(c.attribute(unix.RTA_SRC, src.BitLen()/8), src)
+	}
 	if opts.SourcePort != 0 {
 		binary.BigEndian.PutUint16(c.attribute(unix.RTA_SPORT, 2), opts.SourcePort)
 	}
@@ -321,7 +325,11 @@ func (c *Conn) askRoute(destination netip.AddrPort, opts RouteOptions) (Route, e
 	if err != nil {
 		return Route{}, fmt.Errorf("route to %v: %w", destination, err)
 	}
-	return parseRoute(reply)
+	route, err := parseRoute(reply)
+	if src := opts.Source.Unmap(); src.IsValid() && (err == nil || err == ErrNoSource) {
+		route.Source, err = src, nil // the reply does not repeat it
+	}
+	return route, err
 }
 
 func parseRoute(b []byte) (Route, error) {
@@ -346,7 +354,7 @@ func parseRoute(b []byte) (Route, error) {
 		b = b[min(align4(size), len(b)):]
 	}
 	if !r.Source.IsValid() || r.Source.IsUnspecified() {
-		return Route{}, ErrNoSource
+		return r, ErrNoSource
 	}
 	return r, nil
 }
