@@ -10,6 +10,8 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -377,51 +379,70 @@ func TestUnconnectedSocketIsNeverStolenFrom(t *testing.T) {
 }
 
 // Datagrams that others send to the port while it is being taken are never
-// read.
+// read. They are sent between bind and connect, where the dial is held up.
 func TestDatagramsOfStrangersAreNeverRead(t *testing.T) {
-	for _, shared := range []bool{false, true} {
-		t.Run(fmt.Sprintf("port in use by others %t", shared), func(t *testing.T) {
-			ownNamespace(t, 40000, 40019)
-			source := localAddr("udp", "127.2.0.1", 40005)
-			d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: source}}
-			if shared {
-				other, err := d.Dial("udp", "127.1.0.2:7")
+	for _, family := range families {
+		for _, shared := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s with the port in use by others %t", family.name, shared), func(t *testing.T) {
+				ownNamespace(t, 40000, 40019)
+				d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("udp", family.source, 40005)}}
+				if shared {
+					other, err := d.Dial("udp", net.JoinHostPort(family.hosts[1], "7"))
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer other.Close()
+				}
+				address := echo(t, "udp", family.hosts[0])
+				stranger, err := net.ListenPacket("udp", net.JoinHostPort(family.source2, "0"))
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer other.Close()
-			}
-			address := echo(t, "udp", "127.1.0.1")
-			stranger, err := net.ListenPacket("udp", "127.4.0.1:0")
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer stranger.Close()
-			stop := make(chan struct{})
-			var wg sync.WaitGroup
-			defer wg.Wait()
-			defer close(stop)
-			wg.Go(func() {
-				for {
-					select {
-					case <-stop:
-						return
-					default:
-						stranger.WriteTo([]byte("stranger"), source)
+				defer stranger.Close()
+				raw, err := stranger.(*net.UDPConn).SyscallConn()
+				if err != nil {
+					t.Fatal(err)
+				}
+
+				// What is sent on loopback is in the receiver's queue when
+				// sendto returns.
+				to := sockaddr(family.source, 40005)
+				var sent, failed atomic.Int32
+				send := func(fd uintptr) {
+					for range 3 {
+						if err := unix.Sendto(int(fd), []byte("stranger"), 0, to); err != nil {
+							failed.Add(1)
+						}
+						sent.Add(1)
 					}
 				}
-			})
-			for i := range 1000 {
+				if runtime.GOMAXPROCS(0) < 2 {
+					defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(2))
+				}
+				defer debug.SetGCPercent(debug.SetGCPercent(-1))
+				if err := beforeEach(unix.SYS_CONNECT, func() { raw.Control(send) }); err != nil {
+					t.Skipf("needs seccomp: %v", err)
+				}
 				conn, err := d.Dial("udp", address)
 				if err != nil {
 					t.Fatal(err)
 				}
-				err = ping(conn, uint64(i))
-				conn.Close()
-				if err != nil {
-					t.Fatal(err)
+				defer conn.Close()
+				if sent.Load() < 3 || failed.Load() > 0 {
+					t.Fatalf("%d datagrams of the stranger were sent, %d of them failed", sent.Load(), failed.Load())
 				}
-			}
-		})
+				if err := ping(conn, 1); err != nil {
+					t.Error(err)
+				}
+			})
+		}
 	}
+}
+
+func sockaddr(host string, port int) unix.Sockaddr {
+	addr := netip.MustParseAddr(host)
+	if addr.Is4() {
+		return &unix.SockaddrInet4{Port: port, Addr: addr.As4()}
+	}
+	return &unix.SockaddrInet6{Port: port, Addr: addr.As16()}
 }

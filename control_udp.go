@@ -5,6 +5,7 @@ package connectx
 import (
 	"errors"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"os"
 	"time"
@@ -239,7 +240,7 @@ func (l *tupleLock) inTheWay(s lookup.Socket) outcome {
 }
 
 // drain throws away the datagrams that came in between bind and connect, when
-// the socket was open to everybody.
+// the socket was open to everybody. See also dropStrangers.
 func (l *tupleLock) drain() {
 	var b [1]byte
 	for {
@@ -400,4 +401,34 @@ func (l *tupleLock) tryPort(source netip.Addr, port uint16) (outcome, error) {
 		}
 	}
 	return o, l.ended()
+}
+
+// dropStrangers throws away what drain has come too early for: a datagram that
+// another processor was about to deliver while the socket was being connected.
+// It stops at the first one from the peer.
+//
+// A filter (SO_ATTACH_FILTER) would leave no such gap, but would have to stay:
+// a page of memory for each socket, and the place of one that the caller may
+// want.
+func dropStrangers(conn *net.UDPConn) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return
+	}
+	_ = raw.Control(func(fd uintptr) {
+		for {
+			from, err := sys.Peek(int(fd))
+			if err != nil || from == peerOf(conn) {
+				return
+			}
+			var b [1]byte
+			_, _ = sys.Recv(int(fd), b[:], 0)
+		}
+	})
+}
+
+// peerOf is the remote address in the form that sys.Peek has.
+func peerOf(conn *net.UDPConn) netip.AddrPort {
+	peer := conn.RemoteAddr().(*net.UDPAddr).AddrPort()
+	return netip.AddrPortFrom(peer.Addr().Unmap().WithZone(""), peer.Port())
 }

@@ -71,6 +71,9 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	if err != nil {
 		return nil, completeError(err, network, d.LocalAddr)
 	}
+	if udp, ok := conn.(*net.UDPConn); ok {
+		dropStrangers(udp)
+	}
 	return conn, nil
 }
 

@@ -4,6 +4,7 @@ package connectx
 
 import (
 	"context"
+	"net"
 	"syscall"
 )
 
@@ -14,3 +15,6 @@ const supported = false
 func (h *hook) run(ctx context.Context, network, address string, c syscall.RawConn) error {
 	return h.userControl(ctx, network, address, c)
 }
+
+// dropStrangers has nothing to do here.
+func dropStrangers(*net.UDPConn) {}

@@ -9,53 +9,11 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/seed22601231/connectx"
 )
-
-// A refusal makes a system call fail, for real: the kernel returns errno (0 for
-// success without having done anything) where the argument has that value.
-type refusal struct {
-	call     uint32
-	argument uint32 // its index
-	value    uint32
-	errno    unix.Errno
-}
-
-// refuse installs a seccomp filter in this process, for good.
-func refuse(refusals ...refusal) error {
-	const retErrno, retAllow = 0x00050000, 0x7fff0000 // SECCOMP_RET_ERRNO, SECCOMP_RET_ALLOW
-	load := func(offset uint32) unix.SockFilter {
-		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
-	}
-	unless := func(value uint32, skip uint8) unix.SockFilter {
-		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: value, Jf: skip}
-	}
-	ret := func(value uint32) unix.SockFilter {
-		return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: value}
-	}
-	var program []unix.SockFilter
-	for _, r := range refusals {
-		program = append(program,
-			load(0), unless(r.call, 3), // seccomp_data.nr
-			load(16+8*r.argument), unless(r.value, 1), // the low half of an argument
-			ret(retErrno|uint32(r.errno)))
-	}
-	program = append(program, ret(retAllow))
-
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("prctl: %w", err)
-	}
-	prog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
-	const setModeFilter, flagTSync = 1, 1
-	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, setModeFilter, flagTSync, uintptr(unsafe.Pointer(&prog))); errno != 0 {
-		return fmt.Errorf("seccomp: %w", errno)
-	}
-	return nil
-}
 
 func init() {
 	children["no netlink"] = func() int {

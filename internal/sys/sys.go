@@ -118,6 +118,16 @@ func Recv(fd int, p []byte, flags int) (int, error) {
 	return int(n), errno(e)
 }
 
+// Peek returns the source of the first datagram that is waiting, and leaves it
+// where it is. An IPv4-mapped address comes back as IPv4, without a zone.
+func Peek(fd int) (netip.AddrPort, error) {
+	var raw unix.RawSockaddrInet6
+	size := uint32(unsafe.Sizeof(raw))
+	_, _, e := unix.RawSyscall6(unix.SYS_RECVFROM, uintptr(fd), 0, 0, unix.MSG_PEEK|unix.MSG_DONTWAIT,
+		uintptr(unsafe.Pointer(&raw)), uintptr(unsafe.Pointer(&size)))
+	return addrPort(&raw), errno(e)
+}
+
 // LocalAddr is getsockname(2) for IPv4 and IPv6. An IPv4-mapped address
 // comes back as IPv4, without a zone.
 func LocalAddr(fd int) (netip.AddrPort, error) {
@@ -125,12 +135,13 @@ func LocalAddr(fd int) (netip.AddrPort, error) {
 	size := uint32(unsafe.Sizeof(raw))
 	_, _, e := unix.RawSyscall(unix.SYS_GETSOCKNAME, uintptr(fd),
 		uintptr(unsafe.Pointer(&raw)), uintptr(unsafe.Pointer(&size)))
-	if e != 0 {
-		return netip.AddrPort{}, e
-	}
+	return addrPort(&raw), errno(e)
+}
+
+func addrPort(raw *unix.RawSockaddrInet6) netip.AddrPort {
 	port := binary.BigEndian.Uint16((*[2]byte)(unsafe.Pointer(&raw.Port))[:])
 	if raw.Family == unix.AF_INET {
-		return netip.AddrPortFrom(netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(&raw)).Addr), port), nil
+		return netip.AddrPortFrom(netip.AddrFrom4((*unix.RawSockaddrInet4)(unsafe.Pointer(raw)).Addr), port)
 	}
-	return netip.AddrPortFrom(netip.AddrFrom16(raw.Addr).Unmap(), port), nil
+	return netip.AddrPortFrom(netip.AddrFrom16(raw.Addr).Unmap(), port)
 }

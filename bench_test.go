@@ -1,0 +1,186 @@
+//go:build linux
+
+package connectx_test
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/seed22601231/connectx"
+)
+
+// A benchPort is outside of every port range that a benchmark uses, and of
+// nobody's interest.
+const benchPort = 9
+
+// sink starts a server that takes connections, or datagrams, and says nothing.
+func sink(b *testing.B, network, host string) string {
+	b.Helper()
+	address := net.JoinHostPort(host, fmt.Sprint(benchPort))
+	if strings.HasPrefix(network, "udp") {
+		conn, err := net.ListenPacket(network, address)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { conn.Close() })
+		return address
+	}
+	listener, err := net.Listen(network, address)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				io.Copy(io.Discard, conn)
+				conn.Close()
+			}()
+		}
+	}()
+	return address
+}
+
+// Opens and closes one connection, by protocol, family, contract row and
+// dialer.
+func BenchmarkDial(b *testing.B) {
+	rows := []struct {
+		name   string
+		source bool
+		port   uint16
+	}{
+		{"destination", false, 0},
+		{"source", true, 0},
+		{"source+port", true, 40005},
+		{"port", false, 40006},
+	}
+	for _, network := range []string{"tcp", "udp"} {
+		for _, family := range families {
+			for _, row := range rows {
+				for _, name := range []string{"net", "connectx"} {
+					b.Run(strings.Join([]string{network, family.name, row.name, "dialer=" + name}, "/"), func(b *testing.B) {
+						ownNamespace(b, 32768, 60999)
+						address := sink(b, network, family.hosts[0])
+						var inner net.Dialer
+						source := ""
+						if row.source {
+							source = family.source
+						}
+						if row.source || row.port != 0 {
+							inner.LocalAddr = localAddr(network, source, row.port)
+						}
+						var d dialer = &inner
+						if name == "connectx" {
+							d = &connectx.Dialer{Dialer: inner}
+						}
+						b.ReportAllocs()
+						for b.Loop() {
+							conn, err := d.Dial(network, address)
+							if err != nil {
+								b.Fatal(err)
+							}
+							hangUp(conn)
+						}
+					})
+				}
+			}
+		}
+	}
+}
+
+// Opens and closes a UDP connection whose source port others are on, as it is
+// once there are more connections than ports: the lock and the lookups in full.
+func BenchmarkDialSharedPort(b *testing.B) {
+	for _, family := range families {
+		b.Run(family.name, func(b *testing.B) {
+			ownNamespace(b, 40000, 40000)
+			other, err := connectx.Dial("udp", net.JoinHostPort(family.hosts[1], "9"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer other.Close()
+			d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: other.LocalAddr()}}
+			b.ReportAllocs()
+			for b.Loop() {
+				conn, err := d.Dial("udp", net.JoinHostPort(family.hosts[0], "9"))
+				if err != nil {
+					b.Fatal(err)
+				}
+				conn.Close()
+			}
+		})
+	}
+}
+
+// How often a datagram that a stranger sends while a UDP connection is being
+// opened can be read from it: a flood of them goes to the source port.
+func BenchmarkStrangers(b *testing.B) {
+	for _, name := range []string{"net", "connectx"} {
+		b.Run("dialer="+name, func(b *testing.B) {
+			ownNamespace(b, 40000, 40019)
+			address := sink(b, "udp", "127.1.0.1")
+			inner := net.Dialer{LocalAddr: localAddr("udp", "127.2.0.1", 40005)}
+			var d dialer = &inner
+			if name == "connectx" {
+				d = &connectx.Dialer{Dialer: inner}
+			}
+			stranger, err := net.ListenPacket("udp", "127.4.0.1:0")
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer stranger.Close()
+			stop := make(chan struct{})
+			var flood sync.WaitGroup
+			defer flood.Wait()
+			defer close(stop)
+			to := net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.2.0.1:40005"))
+			flood.Go(func() {
+				for {
+					select {
+					case <-stop:
+						return
+					default:
+						stranger.WriteTo([]byte("stranger"), to)
+					}
+				}
+			})
+			readable := 0
+			for b.Loop() {
+				conn, err := d.Dial("udp", address)
+				if err != nil {
+					b.Fatal(err)
+				}
+				// What is still under way arrives.
+				for start := time.Now(); time.Since(start) < 50*time.Microsecond; {
+					runtime.Gosched()
+				}
+				raw, err := conn.(syscall.Conn).SyscallConn()
+				if err != nil {
+					b.Fatal(err)
+				}
+				raw.Control(func(fd uintptr) {
+					var datagram [16]byte
+					if n, _, err := unix.Recvfrom(int(fd), datagram[:], unix.MSG_DONTWAIT); err == nil && n > 0 {
+						readable++
+					}
+				})
+				conn.Close()
+			}
+			b.ReportMetric(1e6*float64(readable)/float64(b.N), "read/Mdial")
+		})
+	}
+}

@@ -1,0 +1,99 @@
+//go:build linux
+
+package connectx_test
+
+import (
+	"fmt"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A refusal makes a system call fail, for real: the kernel returns errno (0 for
+// success without having done anything) where the argument has that value.
+type refusal struct {
+	call     uint32
+	argument uint32 // its index
+	value    uint32
+	errno    unix.Errno
+}
+
+// refuse installs a seccomp filter in this process, for good.
+func refuse(refusals ...refusal) error {
+	var program []unix.SockFilter
+	for _, r := range refusals {
+		program = append(program,
+			load(offsetCall), unless(r.call, 3),
+			load(offsetArguments+8*r.argument), unless(r.value, 1),
+			ret(unix.SECCOMP_RET_ERRNO|uint32(r.errno)))
+	}
+	_, err := install(unix.SECCOMP_FILTER_FLAG_TSYNC, append(program, ret(unix.SECCOMP_RET_ALLOW)))
+	return err
+}
+
+// beforeEach has f called before each system call of that number that the
+// calling thread makes, which must be locked and end soon. While f runs the
+// thread is in the kernel, and with it a processor of the Go scheduler: f must
+// not allocate, since a collection would wait for the thread.
+func beforeEach(call uint32, f func()) error {
+	listener, err := install(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, []unix.SockFilter{
+		load(offsetCall), unless(call, 1), ret(unix.SECCOMP_RET_USER_NOTIF), ret(unix.SECCOMP_RET_ALLOW),
+	})
+	if err != nil {
+		return err
+	}
+	go func() {
+		defer unix.Close(listener)
+		var notification [80]byte // struct seccomp_notif
+		var response [24]byte     // struct seccomp_notif_resp
+		for {
+			clear(notification[:])
+			if ioctl(listener, unix.SECCOMP_IOCTL_NOTIF_RECV, notification[:]) == unix.ENOENT {
+				return // the thread has ended
+			}
+			f()
+			copy(response[:8], notification[:8]) // id
+			response[20] = unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE
+			ioctl(listener, unix.SECCOMP_IOCTL_NOTIF_SEND, response[:])
+		}
+	}()
+	return nil
+}
+
+func ioctl(fd int, request uintptr, b []byte) unix.Errno {
+	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(unsafe.Pointer(&b[0])))
+	return errno
+}
+
+// Offsets in struct seccomp_data; an argument's low half comes first on
+// little-endian machines.
+const (
+	offsetCall      = 0
+	offsetArguments = 16
+)
+
+func load(offset uint32) unix.SockFilter {
+	return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
+}
+
+// unless skips instructions if what was loaded is not value.
+func unless(value uint32, skip uint8) unix.SockFilter {
+	return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: value, Jf: skip}
+}
+
+func ret(value uint32) unix.SockFilter {
+	return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: value}
+}
+
+// install installs a filter and returns what seccomp(2) does.
+func install(flags uintptr, program []unix.SockFilter) (int, error) {
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return -1, fmt.Errorf("prctl: %w", err)
+	}
+	prog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
+	fd, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
+	if errno != 0 {
+		return -1, fmt.Errorf("seccomp: %w", errno)
+	}
+	return int(fd), nil
+}
