@@ -4,8 +4,11 @@ package connectx
 
 import (
 	"errors"
+	"hash/maphash"
 	"net/netip"
 	"os"
+	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -201,6 +204,9 @@ func (a *attempt) connectTCPBoundPort(ports *portpick.Ports) error {
 		}
 		exhausted.sourceAddr = route.Source
 	}
+	if a.ns.full.recently(exhausted.sourceAddr, a.remote) {
+		return exhausted
+	}
 	walk := a.ns.order.Walk(ports, exhausted.sourceAddr, a.remote)
 	for port, ok := walk.Next(); ok; port, ok = walk.Next() {
 		local := netip.AddrPortFrom(exhausted.sourceAddr, port)
@@ -237,5 +243,41 @@ func (a *attempt) connectTCPBoundPort(ports *portpick.Ports) error {
 			return err
 		}
 	}
+	a.ns.full.remember(exhausted.sourceAddr, a.remote)
 	return exhausted
+}
+
+// rememberFull is for how long the search of connectTCPBoundPort is not
+// repeated. It takes a lookup for each port, and rarely finds one.
+const rememberFull = 100 * time.Millisecond
+
+// A fullTable remembers for which 4-tuples there was no port a moment ago. Its
+// size is fixed; pairs of addresses may displace each other.
+type fullTable struct {
+	mu      sync.Mutex
+	entries [64]struct {
+		source      netip.Addr
+		destination netip.AddrPort
+		at          time.Time
+	}
+}
+
+var fullSeed = maphash.MakeSeed()
+
+func (t *fullTable) index(destination netip.AddrPort) int {
+	return int(maphash.Comparable(fullSeed, destination) % uint64(len(t.entries)))
+}
+
+func (t *fullTable) remember(source netip.Addr, destination netip.AddrPort) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := &t.entries[t.index(destination)]
+	e.source, e.destination, e.at = source, destination, time.Now()
+}
+
+func (t *fullTable) recently(source netip.Addr, destination netip.AddrPort) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := &t.entries[t.index(destination)]
+	return e.source == source && e.destination == destination && time.Since(e.at) < rememberFull
 }

@@ -341,8 +341,10 @@ func (a *attempt) sleep(d time.Duration) error {
 }
 
 // lockedPauses are the waits before ports that were locked are tried again,
-// when all others are taken.
-var lockedPauses = [...]time.Duration{time.Millisecond, 4 * time.Millisecond}
+// when all others are taken: together not quite patience.
+var lockedPauses = [...]time.Duration{
+	time.Millisecond, 2 * time.Millisecond, 4 * time.Millisecond, 8 * time.Millisecond, 16 * time.Millisecond,
+}
 
 // connectPicked connects from a port of the ephemeral range.
 func (l *tupleLock) connectPicked(source netip.Addr) error {

@@ -455,7 +455,7 @@ func TestLinkLocalDestinationWithAZone(t *testing.T) {
 	for _, network := range []string{"tcp", "udp"} {
 		t.Run(network, func(t *testing.T) {
 			ownNamespace(t, 40000, 40003)
-			addDummy(t, "zone0", "fe80::1/64")
+			addLink(t, "zone0", "fe80::1/64")
 			address := echo(t, network, "fe80::1%zone0")
 			for i := range 4 {
 				var d connectx.Dialer
@@ -497,12 +497,20 @@ func localAddrZone(network, host, zone string, port int) net.Addr {
 	return &net.UDPAddr{IP: net.ParseIP(host), Zone: zone, Port: port}
 }
 
-// addDummy adds an interface that leads nowhere.
-func addDummy(t testing.TB, name string, addresses ...string) netlink.Link {
+// addLink adds an interface that leads nowhere: a cable with both ends in
+// this namespace.
+func addLink(t testing.TB, name string, addresses ...string) netlink.Link {
 	t.Helper()
-	link := &netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Name: name}}
+	link := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-end"}
 	if err := netlink.LinkAdd(link); err != nil {
-		t.Skipf("needs a dummy interface: %v", err)
+		t.Fatal(err)
+	}
+	end, err := netlink.LinkByName(link.PeerName)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := netlink.LinkSetUp(end); err != nil {
+		t.Fatal(err)
 	}
 	if err := netlink.LinkSetUp(link); err != nil {
 		t.Fatal(err)

@@ -37,6 +37,7 @@ type namespace struct {
 	turn  uint64 // of the last findNamespace, under namespaces.mu
 	order *portpick.Order
 	ports atomic.Pointer[portpick.Ports]
+	full  fullTable
 
 	// What a new socket has before anybody sets it: 0, unless a program of
 	// the control group says otherwise.

@@ -36,8 +36,8 @@ func setSocketOption(level, option, value int) func(network, address string, c s
 func twoUplinks(t *testing.T) (second netlink.Link) {
 	t.Helper()
 	links := []netlink.Link{
-		addDummy(t, "uplink1", "10.1.0.1/24", "fd01::1/64"),
-		addDummy(t, "uplink2", "10.2.0.1/24", "fd02::1/64"),
+		addLink(t, "uplink1", "10.1.0.1/24", "fd01::1/64"),
+		addLink(t, "uplink2", "10.2.0.1/24", "fd02::1/64"),
 	}
 	for i, link := range links {
 		for _, dst := range []string{"0.0.0.0/0", "::/0"} {
@@ -94,10 +94,9 @@ func TestOptionsThatRoutingDependsOn(t *testing.T) {
 			}
 			return unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_UNICAST_IF, networkOrder)
 		}), "", "10.2.0.1", "fd02::1"},
-		{"IP_FREEBIND", onSocket(func(fd int) error {
-			_ = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_FREEBIND, 1)
-			return unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1)
-		}), "foreign", "10.9.9.9", "fd99::9"},
+		// Over IPv4 the kernel does not connect from an address that is not
+		// here unless the socket is transparent.
+		{"IPV6_FREEBIND", setSocketOption(unix.SOL_IPV6, unix.IPV6_FREEBIND, 1), "foreign", "", "fd99::9"},
 		{"IP_TRANSPARENT", onSocket(func(fd int) error {
 			_ = unix.SetsockoptInt(fd, unix.SOL_IPV6, unix.IPV6_TRANSPARENT, 1)
 			return unix.SetsockoptInt(fd, unix.SOL_IP, unix.IP_TRANSPARENT, 1)
@@ -108,6 +107,9 @@ func TestOptionsThatRoutingDependsOn(t *testing.T) {
 			want := test.v4
 			if address[0] == '[' {
 				want = test.v6
+			}
+			if want == "" {
+				continue
 			}
 			inner := net.Dialer{Control: test.control}
 			switch test.local {

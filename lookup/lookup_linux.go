@@ -235,9 +235,10 @@ func (c *Conn) Source(destination netip.AddrPort, opts RouteOptions) (Route, err
 		return cached.route, nil
 	}
 	route, err := c.askRoute(destination, opts)
-	for range 10 {
+	for range 1000 {
 		// So many notifications at once that the reply did not fit beside
-		// them. Make room.
+		// them. Make room, and ask again; with the buffer that a socket has
+		// by default, once is as good as always enough.
 		if !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS) {
 			break
 		}
@@ -298,6 +299,9 @@ func (c *Conn) Forget() { c.routes = [len(c.routes)]cachedRoute{} }
 
 func (c *Conn) askRoute(destination netip.AddrPort, opts RouteOptions) (Route, error) {
 	da := destination.Addr().Unmap()
+	if da == netip.IPv6Unspecified() {
+		da = netip.IPv6Loopback() // as connect does; for 0.0.0.0 the routing does
+	}
 	request := c.request(unix.RTM_GETROUTE, unix.SizeofRtMsg)
 	request[0] = unix.AF_INET6
 	if da.Is4() {
@@ -307,7 +311,11 @@ func (c *Conn) askRoute(destination netip.AddrPort, opts RouteOptions) (Route, e
 	putAddr(c.attribute(unix.RTA_DST, da.BitLen()/8), da)
 	c.attribute(unix.RTA_IP_PROTO, 1)[0] = unix.IPPROTO_UDP
 	binary.BigEndian.PutUint16(c.attribute(unix.RTA_DPORT, 2), destination.Port())
-	if src := opts.Source.Unmap(); src.IsValid() && src.Is4() == da.Is4() {
+	src := opts.Source.Unmap().WithZone("")
+	if src.IsValid() && src.Is4() != da.Is4() {
+		return Route{}, fmt.Errorf("route from %v to %v: addresses are not of one family", opts.Source, destination)
+	}
+	if src.IsValid() {
 		request[2] = byte(src.BitLen()) // rtm_src_len
 		putAddr(c.attribute(unix.RTA_SRC, src.BitLen()/8), src)
 	}
@@ -326,7 +334,7 @@ func (c *Conn) askRoute(destination netip.AddrPort, opts RouteOptions) (Route, e
 		return Route{}, fmt.Errorf("route to %v: %w", destination, err)
 	}
 	route, err := parseRoute(reply)
-	if src := opts.Source.Unmap(); src.IsValid() && (err == nil || err == ErrNoSource) {
+	if src.IsValid() && (err == nil || err == ErrNoSource) {
 		route.Source, err = src, nil // the reply does not repeat it
 	}
 	return route, err

@@ -54,20 +54,23 @@ type spec struct {
 }
 
 // open makes a socket. Its error is that of the first step which fails.
-func (s spec) open() (fd int, err error) {
+func (s spec) open() (int, error) {
 	family := s.family
 	if family == 0 {
 		family = familyOf(s.bind.Addr())
 	}
-	fd, err = unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	fd, err := unix.Socket(family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
-	defer func() {
-		if err != nil {
-			unix.Close(fd)
-		}
-	}()
+	if err := s.apply(fd, family); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+func (s spec) apply(fd, family int) (err error) {
 	set := func(level, option int, value uint32) {
 		if value != 0 && err == nil {
 			err = os.NewSyscallError(fmt.Sprintf("setsockopt %d", option), sys.SetInt(fd, level, option, int32(value)))
@@ -82,21 +85,21 @@ func (s spec) open() (fd int, err error) {
 		set(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1)
 	}
 	if err != nil {
-		return -1, err
+		return err
 	}
 	if s.bind.IsValid() {
 		sa := sys.NewSockaddr(family, s.bind, s.scope)
 		if err := sys.Bind(fd, &sa); err != nil {
-			return -1, os.NewSyscallError("bind", err)
+			return os.NewSyscallError("bind", err)
 		}
 	}
 	if s.connect.IsValid() {
 		sa := sys.NewSockaddr(family, s.connect, s.scope)
 		if err := sys.ConnectUDP(fd, &sa); err != nil {
-			return -1, os.NewSyscallError("connect", err)
+			return os.NewSyscallError("connect", err)
 		}
 	}
-	return fd, nil
+	return nil
 }
 
 func familyOf(a netip.Addr) int {

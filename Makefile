@@ -1,0 +1,48 @@
+GO ?= go
+# The race detector needs a C compiler.
+RACE ?= $(shell command -v gcc >/dev/null && echo -race)
+TOOL = $(GO) tool -modfile=tools/go.mod
+COUNT ?= 10
+BENCHTIME ?= 0.2s
+
+.PHONY: help demo test bench bench-strangers lint cross
+
+help: ## Print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
+
+demo: ## See connections go past the ephemeral port limit (a few seconds)
+	$(GO) run ./cmd/connectx demo $(DEMOFLAGS)
+
+test: ## Run all tests on the real kernel, in network namespaces of their own
+	$(GO) test $(RACE) ./...
+
+bench: bin/connectx.test ## Compare with net.Dialer: COUNT alternating runs, medians and ratios
+	@rm -f bin/bench.txt
+	@for i in $$(seq $(COUNT)); do \
+		bin/connectx.test -test.run '^$$' -test.bench '^BenchmarkDial' -test.benchmem -test.benchtime $(BENCHTIME) >>bin/bench.txt || exit 1; \
+		printf '\rrun %d of %d' $$i $(COUNT) >&2; \
+	done; echo >&2
+	@uname -srm; $(TOOL) benchstat -col /dialer bin/bench.txt
+
+bench-strangers: bin/connectx.test ## Count datagrams of strangers that can be read after a dial
+	bin/connectx.test -test.run '^$$' -test.bench '^BenchmarkStrangers' -test.benchtime 5s
+
+bin/connectx.test: FORCE
+	@mkdir -p bin
+	$(GO) test -c -o $@ .
+
+lint: ## Check with gofmt, go vet, staticcheck and go mod tidy
+	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
+	$(GO) mod tidy -diff
+	$(GO) -C tools mod tidy -diff
+	$(GO) vet ./...
+	$(TOOL) staticcheck ./...
+
+cross: ## Build for the other systems and processors
+	GOOS=linux GOARCH=arm64 $(GO) vet ./...
+	GOOS=linux GOARCH=386 $(GO) vet ./...
+	GOOS=darwin $(GO) vet ./...
+	GOOS=windows $(GO) vet ./...
+	GOOS=freebsd $(GO) vet ./...
+
+FORCE:
