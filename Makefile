@@ -19,10 +19,13 @@ test: ## Run all tests on the real kernel, in network namespaces of their own
 bench: bin/connectx.test ## Compare with net.Dialer: COUNT alternating runs, medians and ratios
 	@rm -f bin/bench.txt
 	@for i in $$(seq $(COUNT)); do \
-		bin/connectx.test -test.run '^$$' -test.bench '^BenchmarkDial' -test.benchmem -test.benchtime $(BENCHTIME) >>bin/bench.txt || exit 1; \
+		bin/connectx.test -test.run '^$$' -test.bench '^BenchmarkDial$$' -test.benchmem -test.benchtime $(BENCHTIME) >>bin/bench.txt || exit 1; \
 		printf '\rrun %d of %d' $$i $(COUNT) >&2; \
 	done; echo >&2
-	@uname -srm; $(TOOL) benchstat -col /dialer bin/bench.txt
+	@$(TOOL) benchstat -col /dialer bin/bench.txt
+	@uname -srm; grep -m1 '^cpu:' bin/bench.txt; echo 'medians, connectx.Dialer : net.Dialer'
+	@$(TOOL) benchstat -format csv -filter .unit:ns/op -col /dialer bin/bench.txt 2>/dev/null | \
+		awk -F, '/^Dial/ { sub(/-[0-9]+$$/, "", $$1); printf "%-32s %.2f\n", $$1, $$4 / $$2 }'
 
 bench-strangers: bin/connectx.test ## Count datagrams of strangers that can be read after a dial
 	bin/connectx.test -test.run '^$$' -test.bench '^BenchmarkStrangers' -test.benchtime 5s

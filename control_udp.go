@@ -158,6 +158,9 @@ func (l *tupleLock) take(local netip.AddrPort) (o outcome, seen uint64, err erro
 // taking part in this. As the one bound last we would receive what is meant for
 // them, and would not even see them in the lookup afterwards.
 func (l *tupleLock) takeShared(local netip.AddrPort) (o outcome, seen uint64, err error) {
+	if l.ns.blind.Load() {
+		l.blind = errNotOurself
+	}
 	if !l.canAsk() {
 		return failed, 0, l.blind
 	}
@@ -196,6 +199,7 @@ func (l *tupleLock) takeShared(local netip.AddrPort) (o outcome, seen uint64, er
 	}
 	switch s, err := l.conn.UDP(local, l.remote, l.device); {
 	case err == lookup.ErrNotFound:
+		l.ns.blind.Store(true)
 		l.blind = errNotOurself
 		return failed, 0, l.blind
 	case err != nil:

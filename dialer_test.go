@@ -455,14 +455,14 @@ func TestLinkLocalDestinationWithAZone(t *testing.T) {
 	for _, network := range []string{"tcp", "udp"} {
 		t.Run(network, func(t *testing.T) {
 			ownNamespace(t, 40000, 40003)
-			addLink(t, "zone0", "fe80::1/64")
-			address := echo(t, network, "fe80::1%zone0")
+			addLink(t, "link0", "fe80::1/64")
+			address := echo(t, network, "fe80::1%link0")
 			for i := range 4 {
 				var d connectx.Dialer
 				if i%2 == 1 {
 					d.LocalAddr = localAddr(network, "", uint16(40000+i))
 					if i == 3 {
-						d.LocalAddr = localAddrZone(network, "fe80::1", "zone0", 40000+i)
+						d.LocalAddr = localAddrZone(network, "fe80::1", "link0", 40000+i)
 					}
 				}
 				conn, err := d.Dial(network, address)
@@ -570,6 +570,41 @@ func TestNamespacesInOneProcessKeepApart(t *testing.T) {
 			t.Errorf("namespace with %d ports: %d connections, then %v", size, r.held, r.err)
 		}
 	}
+}
+
+// More namespaces than are kept in mind: each works, and what they hold open is
+// bounded.
+func TestManyNamespacesInOneProcess(t *testing.T) {
+	netns.Need(t)
+	before := len(descriptors(t))
+	for i := range 80 {
+		failed := make(chan error, 1)
+		go func() { // its thread, and the namespace, end with it
+			err := netns.Enter()
+			for range 2 {
+				if err != nil {
+					break
+				}
+				var conn net.Conn
+				if conn, err = connectx.Dial("udp", "127.1.0.1:7"); err == nil {
+					conn.Close()
+				}
+			}
+			failed <- err
+		}()
+		if err := <-failed; err != nil {
+			t.Fatalf("namespace %d: %v", i, err)
+		}
+	}
+	// 64 are kept, each with two netlink sockets and two sysctls.
+	if open := len(descriptors(t)) - before; open > 64*4 {
+		t.Errorf("%d descriptors are open", open)
+	}
+	conn, err := connectx.Dial("udp", "127.0.0.1:7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn.Close()
 }
 
 func TestDialReturnsWhatNetDialerReturnsForOtherNetworks(t *testing.T) {

@@ -43,6 +43,11 @@ type namespace struct {
 	// the control group says otherwise.
 	device, mark atomic.Uint32
 
+	// blind says that the kernel did not find a socket which was there. It is
+	// believed until the next refresh: each question may make the kernel run
+	// modprobe.
+	blind atomic.Bool
+
 	uses  atomic.Uint64 // dials so far
 	stale atomic.Bool   // ports should be read again
 
@@ -199,6 +204,7 @@ func (ns *namespace) refresh() *portpick.Ports {
 	ns.mu.Lock()
 	defer ns.mu.Unlock()
 	defer ns.stale.Store(false)
+	ns.blind.Store(false)
 	if ns.timer == nil && !ns.closed {
 		ns.quiet = 0
 		ns.timer = time.AfterFunc(refreshEvery, ns.tick)

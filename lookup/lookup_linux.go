@@ -294,7 +294,8 @@ func (c *Conn) outdated() {
 
 // Forget drops the answers of [Conn.Source] that are kept. They follow all
 // changes of addresses, links, routes and rules by themselves; what goes
-// unnoticed are sysctls that have a say in the choice of a source address.
+// unnoticed are sysctls that have a say in the choice of a source address, and
+// the reachability of IPv6 routers.
 func (c *Conn) Forget() { c.routes = [len(c.routes)]cachedRoute{} }
 
 func (c *Conn) askRoute(destination netip.AddrPort, opts RouteOptions) (Route, error) {
