@@ -260,36 +260,34 @@ func addrPort(ip net.IP, zone string, port int) (netip.AddrPort, bool) {
 	return netip.AddrPortFrom(a, uint16(port)), true
 }
 
-// withFamily narrows the network to the family of the local address. It returns
-// false if address is a literal of the other family.
+// withFamily sees to it that only addresses of the local address's family are
+// dialled: by a narrower network if address is a name. It returns false if
+// address is a literal of the other family.
 func withFamily(network, address string, local netip.Addr) (string, string, bool) {
-	suffix, other := "6", byte('4')
+	narrow, here := protocolOf(network)+"6", "::"
 	if local.Is4() {
-		suffix, other = "4", '6'
+		narrow, here = protocolOf(network)+"4", "0.0.0.0"
 	}
-	switch network[len(network)-1] {
-	case other:
+	if network != protocolOf(network) && network != narrow {
 		return network, address, false
-	case suffix[0]:
-	default:
-		network += suffix
 	}
 	host, port, err := net.SplitHostPort(address)
 	if err != nil {
 		return network, address, true // net.Dialer says what is wrong with it
 	}
-	remote, err := netip.ParseAddr(host)
-	switch {
-	case host == "" || err == nil && remote.IsUnspecified():
-		// The local host, in the family of the local address.
-		if local.Is4() {
-			return network, net.JoinHostPort("0.0.0.0", port), true
-		}
-		return network, net.JoinHostPort("::", port), true
-	case err == nil && remote.Unmap().Is4() != local.Is4():
-		return network, address, false
+	if host == "" {
+		host = here // this host, in the family of the local address
 	}
-	return network, address, true
+	switch remote, err := netip.ParseAddr(host); {
+	case err != nil:
+		return narrow, address, true
+	case remote.IsUnspecified() && !(local.Is4() && remote.Is4()):
+		return narrow, net.JoinHostPort(here, port), true
+	case remote.IsUnspecified():
+		return network, address, true
+	default:
+		return network, address, remote.Unmap().Is4() == local.Is4()
+	}
 }
 
 // A hook is the ControlContext of the inner net.Dialer: one call of run is one

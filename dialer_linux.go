@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"net"
 	"net/netip"
 	"os"
 	"strconv"
@@ -112,6 +113,11 @@ func (a *attempt) parseAddresses() error {
 	a.remote = netip.AddrPortFrom(addr, remote.Port())
 	if zone != "" {
 		a.scope = a.interfaceIndex(zone)
+	}
+	for _, addr := range []netip.Addr{a.local.Addr(), a.remote.Addr()} {
+		if a.family == unix.AF_INET && addr.Is6() {
+			return &net.AddrError{Err: "non-IPv4 address", Addr: addr.String()}
+		}
 	}
 	return nil
 }

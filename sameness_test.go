@@ -10,6 +10,7 @@ import (
 	"net/http/httptrace"
 	"net/netip"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -48,8 +49,11 @@ type verdict struct {
 
 func verdictOf(conn net.Conn, err error) verdict {
 	if err == nil {
+		// What a read has to say that fails at once.
+		conn.SetReadDeadline(time.Unix(1, 0))
+		_, readErr := conn.Read(make([]byte, 1))
 		defer conn.Close()
-		v := verdict{Local: withoutPickedPort(conn.LocalAddr()), Remote: conn.RemoteAddr().String()}
+		v := verdict{Error: pickedPort.ReplaceAllString(readErr.Error(), ":0"), Local: withoutPickedPort(conn.LocalAddr()), Remote: conn.RemoteAddr().String()}
 		switch conn.(type) {
 		case *net.TCPConn:
 			v.Conn = "TCP"
@@ -81,6 +85,8 @@ func verdictOf(conn net.Conn, err error) verdict {
 	}
 	return v
 }
+
+var pickedPort = regexp.MustCompile(`:400[01][0-9]\b`)
 
 func withoutPickedPort(addr net.Addr) string {
 	ap := netip.MustParseAddrPort(addr.String())
@@ -176,7 +182,7 @@ func TestSameAsNetDialer(t *testing.T) {
 		{"IPv6 source to an IPv4 destination", from(tcp("[fd00::11]:0")), dial("tcp", "127.1.0.1:7")},
 		{"IPv4 source to an IPv6 destination", from(udp("127.2.0.1:0")), dial("udp", "[fd00::1]:7")},
 		{"IPv4 source on tcp6", from(tcp("127.2.0.1:0")), dial("tcp6", "[fd00::1]:7")},
-		{"IPv6 source to this host", from(tcp("[fd00::11]:0")), dial("tcp", ":7")},
+		{"IPv4 source to this host", from(tcp("127.2.0.1:0")), dial("tcp", ":7")},
 		{"source that is not here", from(tcp("192.0.2.9:0")), dial("tcp", "127.1.0.1:7")},
 		{"UDP source that is not here", from(udp("192.0.2.9:0")), dial("udp", "127.1.0.1:7")},
 		{"UDP source and port that are not here", from(udp("192.0.2.9:40001")), dial("udp", "127.1.0.1:7")},
@@ -226,6 +232,25 @@ func TestSameAsNetDialer(t *testing.T) {
 		}
 	}
 	t.Logf("%d rows", len(tests))
+}
+
+// "This host" is the one of the source's family. (With net.Dialer it depends on
+// how it is written.)
+func TestThisHostFromAnIPv6Source(t *testing.T) {
+	ownNamespace(t, 40000, 40019)
+	for _, network := range []string{"tcp", "udp"} {
+		echo(t, network, "::1")
+		for _, address := range []string{":7", "[::]:7", "0.0.0.0:7"} {
+			d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr(network, "fd00::11", 0)}}
+			conn, err := d.Dial(network, address)
+			if err != nil {
+				t.Errorf("%s to %s: %v", network, address, err)
+				continue
+			}
+			checkEcho(t, conn)
+			hangUp(conn)
+		}
+	}
 }
 
 func multipath() net.Dialer {
