@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -197,7 +198,8 @@ func (l *tupleLock) takeShared(local netip.AddrPort) (o outcome, seen uint64, er
 	if err := l.setShared(0); err != nil {
 		return failed, 0, err
 	}
-	switch s, err := l.conn.UDP(local, l.remote, l.device); {
+	s, err := l.whoReceives(local)
+	switch {
 	case err == lookup.ErrNotFound:
 		l.ns.blind.Store(true)
 		l.blind = errNotOurself
@@ -209,6 +211,18 @@ func (l *tupleLock) takeShared(local netip.AddrPort) (o outcome, seen uint64, er
 		return l.inTheWay(s), s.Cookie, nil
 	}
 	return l.finish()
+}
+
+// whoReceives is the lookup of a socket that is there, our own if no other. The
+// kernel may come upon one that is just being closed instead, and then says that
+// there is none.
+func (l *tupleLock) whoReceives(local netip.AddrPort) (s lookup.Socket, err error) {
+	for range 8 {
+		if s, err = l.conn.UDP(local, l.remote, l.device); err != lookup.ErrNotFound {
+			break
+		}
+	}
+	return s, err
 }
 
 // finish connects the socket, whose 4-tuple is known to be free, and unlocks
@@ -321,10 +335,12 @@ func (l *tupleLock) connectFrom(local netip.AddrPort) error {
 func (l *tupleLock) backOff(try int) error {
 	switch {
 	case try < 4:
-		// The holder is likely at work on another processor.
-		_, _, _ = unix.RawSyscall(unix.SYS_SCHED_YIELD, 0, 0, 0)
+		// The holder is likely at work on another processor, or is a
+		// goroutine that waits for one.
+		runtime.Gosched()
 	case try < 20:
 		// The runtime's timers are no good below a millisecond.
+		runtime.Gosched()
 		ts := unix.NsecToTimespec(int64(5+rand.IntN(50)) * int64(time.Microsecond))
 		_ = unix.Nanosleep(&ts, nil)
 	default:

@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -263,6 +264,10 @@ func (a *attempt) chosen() netip.AddrPort {
 func (a *attempt) ended() error {
 	if err := a.ctx.Err(); err != nil {
 		return contextError{err}
+	}
+	// The timer of the context may be late on a busy machine.
+	if deadline, ok := a.ctx.Deadline(); ok && !time.Now().Before(deadline) {
+		return contextError{context.DeadlineExceeded}
 	}
 	return nil
 }
