@@ -1,11 +1,13 @@
 GO ?= go
 # The race detector needs a C compiler.
 RACE ?= $(shell command -v gcc >/dev/null && echo -race)
-TOOL = $(GO) tool -modfile=tools/go.mod
+TOOL = $(GO) tool -modfile=$(CURDIR)/tools/go.mod
+# The nested modules, which have dependencies that the library has not.
+NESTED = conformance examples quicdial
 COUNT ?= 10
 BENCHTIME ?= 0.2s
 
-.PHONY: help demo test bench bench-strangers lint cross
+.PHONY: help demo test nested conformance examples quicdial bench bench-strangers lint cross
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -15,6 +17,17 @@ demo: ## See connections go past the ephemeral port limit (a few seconds)
 
 test: ## Run all tests on the real kernel, in network namespaces of their own
 	$(GO) test $(RACE) ./...
+
+nested: $(NESTED) ## Run the tests of all nested modules
+
+conformance: ## Run nettest, Happy Eyeballs and the like, for net.Dialer as well
+	$(GO) -C $@ test $(RACE) ./...
+
+examples: ## Run the examples: HTTP/1 to HTTP/3, reverse proxy, TLS, gRPC, WebSocket, DNS
+	$(GO) -C $@ test $(RACE) -v ./...
+
+quicdial: ## Test QUIC over shared ports
+	$(GO) -C $@ test $(RACE) ./...
 
 bench: bin/connectx.test ## Compare with net.Dialer: COUNT alternating runs, medians and ratios
 	@rm -f bin/bench.txt
@@ -36,10 +49,10 @@ bin/connectx.test: FORCE
 
 lint: ## Check with gofmt, go vet, staticcheck and go mod tidy
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
-	$(GO) mod tidy -diff
-	$(GO) -C tools mod tidy -diff
-	$(GO) vet ./...
-	$(TOOL) staticcheck ./...
+	for module in . tools $(NESTED); do \
+		echo "lint $$module" && cd $(CURDIR)/$$module && $(GO) mod tidy -diff && $(GO) vet ./... || exit 1; \
+		test $$module = tools || $(TOOL) staticcheck ./... || exit 1; \
+	done
 
 cross: ## Build for the other systems and processors
 	GOOS=linux GOARCH=arm64 $(GO) vet ./...

@@ -234,6 +234,33 @@ func TestSameAsNetDialer(t *testing.T) {
 	t.Logf("%d rows", len(tests))
 }
 
+// A source port below ip_unprivileged_port_start, without the privilege.
+func TestPrivilegedPortIsRefusedAsByNetDialer(t *testing.T) {
+	ownNamespace(t, 40000, 40019)
+	address := echo(t, "tcp", "127.1.0.1")
+	// The privilege is the thread's, and the thread ends with the test.
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	data[0].Effective &^= 1 << unix.CAP_NET_BIND_SERVICE
+	if err := unix.Capset(&header, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	for _, network := range []string{"tcp", "udp"} {
+		inner := net.Dialer{LocalAddr: localAddr(network, "", 80)}
+		want := verdictOf(inner.Dial(network, address))
+		got := verdictOf((&connectx.Dialer{Dialer: inner}).Dial(network, address))
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("%s: net.Dialer -, connectx.Dialer +\n%s", network, diff)
+		}
+		if !strings.Contains(got.Error, "permission denied") {
+			t.Errorf("%s: %s", network, got.Error)
+		}
+	}
+}
+
 // "This host" is the one of the source's family. (With net.Dialer it depends on
 // how it is written.)
 func TestThisHostFromAnIPv6Source(t *testing.T) {
