@@ -5,12 +5,19 @@ go 1.26.0
 require (
 	github.com/coder/websocket v1.8.15
 	github.com/gorilla/websocket v1.5.3
+	github.com/quic-go/quic-go v0.65.0
 	github.com/seed22601231/connectx v0.0.0
 	golang.org/x/net v0.60.0
 	google.golang.org/grpc v1.85.0
 )
 
 require (
+	github.com/quic-go/qpack v0.6.0 // indirect
+	golang.org/x/crypto v0.57.0 // indirect
+)
+
+require (
+	github.com/seed22601231/connectx/quicdial v0.0.0-00010101000000-000000000000
 	github.com/vishvananda/netlink v1.3.1 // indirect
 	github.com/vishvananda/netns v0.0.5 // indirect
 	golang.org/x/sys v0.49.0 // indirect
@@ -20,3 +27,5 @@ require (
 )
 
 replace github.com/seed22601231/connectx => ../
+
+replace github.com/seed22601231/connectx/quicdial => ../quicdial

@@ -5,7 +5,6 @@ import (
 	"bufio"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"io"
 	"net"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/seed22601231/connectx"
 	"github.com/seed22601231/connectx/examples/internal/fewports"
+	"github.com/seed22601231/connectx/examples/internal/selfsigned"
 )
 
 const (
@@ -26,18 +26,16 @@ func main() {
 }
 
 func run(ctx context.Context, w io.Writer) error {
-	cert, err := newCertificate()
+	serverConfig, config, err := selfsigned.Configs()
 	if err != nil {
 		return err
 	}
-	srv := &http.Server{TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}}}
+	srv := &http.Server{TLSConfig: serverConfig}
 	defer srv.Close()
 	addrs, err := fewports.Serve(servers, func(l net.Listener) error { return srv.ServeTLS(l, "", "") })
 	if err != nil {
 		return err
 	}
-	config := &tls.Config{RootCAs: x509.NewCertPool(), ServerName: serverName}
-	config.RootCAs.AddCert(cert.Leaf)
 
 	plain := &net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, 2)}}
 	n, err := hold(ctx, addrs, &tls.Dialer{NetDialer: plain, Config: config})
@@ -59,7 +57,7 @@ func hold(ctx context.Context, addrs []string, d *tls.Dialer) (n int, err error)
 				return n, err
 			}
 			defer conn.Close()
-			if _, err := fmt.Fprintf(conn, "OPTIONS * HTTP/1.1\r\nHost: %s\r\n\r\n", serverName); err != nil {
+			if _, err := fmt.Fprintf(conn, "OPTIONS * HTTP/1.1\r\nHost: %s\r\n\r\n", selfsigned.ServerName); err != nil {
 				return n, err
 			}
 			resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
