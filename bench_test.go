@@ -19,40 +19,47 @@ import (
 	"github.com/seed22601231/connectx"
 )
 
-// A benchPort is outside of every port range that a benchmark uses, and of
-// nobody's interest.
-const benchPort = 9
+// The servers of the benchmarks are on ports below every port range in use.
+const benchPort = 1000
 
-// sink starts a server that takes connections, or datagrams, and says nothing.
-func sink(b *testing.B, network, host string) string {
+// sinks starts servers that take connections, or datagrams, and say nothing, on
+// several ports of a host.
+//
+// Benchmarks take them in turn. Where a TCP connection follows another one on
+// the same 4-tuple at once, the server may be at work on the old one when the
+// SYN comes, and the dial waits for a second until it is sent again.
+func sinks(b *testing.B, network, host string) []string {
 	b.Helper()
-	address := net.JoinHostPort(host, fmt.Sprint(benchPort))
-	if strings.HasPrefix(network, "udp") {
-		conn, err := net.ListenPacket(network, address)
+	addresses := make([]string, 64)
+	for i := range addresses {
+		addresses[i] = net.JoinHostPort(host, fmt.Sprint(benchPort+i))
+		if strings.HasPrefix(network, "udp") {
+			conn, err := net.ListenPacket(network, addresses[i])
+			if err != nil {
+				b.Fatal(err)
+			}
+			b.Cleanup(func() { conn.Close() })
+			continue
+		}
+		listener, err := net.Listen(network, addresses[i])
 		if err != nil {
 			b.Fatal(err)
 		}
-		b.Cleanup(func() { conn.Close() })
-		return address
-	}
-	listener, err := net.Listen(network, address)
-	if err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { listener.Close() })
-	go func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
+		b.Cleanup(func() { listener.Close() })
+		go func() {
+			for {
+				conn, err := listener.Accept()
+				if err != nil {
+					return
+				}
+				go func() {
+					io.Copy(io.Discard, conn)
+					conn.Close()
+				}()
 			}
-			go func() {
-				io.Copy(io.Discard, conn)
-				conn.Close()
-			}()
-		}
-	}()
-	return address
+		}()
+	}
+	return addresses
 }
 
 // Opens and closes one connection, by protocol, family, contract row and
@@ -74,7 +81,7 @@ func BenchmarkDial(b *testing.B) {
 				for _, name := range []string{"net", "connectx"} {
 					b.Run(strings.Join([]string{network, family.name, row.name, "dialer=" + name}, "/"), func(b *testing.B) {
 						ownNamespace(b, 32768, 60999)
-						address := sink(b, network, family.hosts[0])
+						addresses := sinks(b, network, family.hosts[0])
 						var inner net.Dialer
 						source := ""
 						if row.source {
@@ -88,8 +95,8 @@ func BenchmarkDial(b *testing.B) {
 							d = &connectx.Dialer{Dialer: inner}
 						}
 						b.ReportAllocs()
-						for b.Loop() {
-							conn, err := d.Dial(network, address)
+						for i := 0; b.Loop(); i++ {
+							conn, err := d.Dial(network, addresses[i%len(addresses)])
 							if err != nil {
 								b.Fatal(err)
 							}
@@ -132,7 +139,7 @@ func BenchmarkStrangers(b *testing.B) {
 	for _, name := range []string{"net", "connectx"} {
 		b.Run("dialer="+name, func(b *testing.B) {
 			ownNamespace(b, 40000, 40019)
-			address := sink(b, "udp", "127.1.0.1")
+			address := sinks(b, "udp", "127.1.0.1")[0]
 			inner := net.Dialer{LocalAddr: localAddr("udp", "127.2.0.1", 40005)}
 			var d dialer = &inner
 			if name == "connectx" {
