@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -152,6 +153,7 @@ func BenchmarkStrangers(b *testing.B) {
 			defer stranger.Close()
 			stop := make(chan struct{})
 			var flood sync.WaitGroup
+			var sent atomic.Int64
 			defer flood.Wait()
 			defer close(stop)
 			to := net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.2.0.1:40005"))
@@ -162,10 +164,12 @@ func BenchmarkStrangers(b *testing.B) {
 						return
 					default:
 						stranger.WriteTo([]byte("stranger"), to)
+						sent.Add(1)
 					}
 				}
 			})
 			readable := 0
+			sent.Store(0)
 			for b.Loop() {
 				conn, err := d.Dial("udp", address)
 				if err != nil {
@@ -188,6 +192,31 @@ func BenchmarkStrangers(b *testing.B) {
 				conn.Close()
 			}
 			b.ReportMetric(1e6*float64(readable)/float64(b.N), "read/Mdial")
+			b.ReportMetric(float64(sent.Load())/b.Elapsed().Seconds(), "datagrams/s")
 		})
+	}
+}
+
+// What a filter on the peer's address would cost each UDP connection, if one
+// were to keep strangers out instead (see dropStrangers).
+func BenchmarkStrangersFilter(b *testing.B) {
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: ^uint32(1<<20-1) + 12}, // SKF_NET_OFF: the source address
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: 0x7f010001, Jf: 3},
+		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 0}, // the source port
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: benchPort, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: ^uint32(0)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
+	}
+	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer unix.Close(fd)
+	for b.Loop() {
+		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
