@@ -7,7 +7,7 @@ NESTED = conformance examples quicdial
 COUNT ?= 10
 BENCHTIME ?= 0.2s
 
-.PHONY: help demo test nested conformance examples quicdial bench bench-strangers lint cross
+.PHONY: help demo test nested conformance examples quicdial bench bench-strangers bench-quic lint cross
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -42,6 +42,17 @@ bench: bin/connectx.test ## Compare with net.Dialer: COUNT alternating runs, med
 
 bench-strangers: bin/connectx.test ## Count datagrams of strangers that can be read after a dial
 	bin/connectx.test -test.run '^$$' -test.bench '^BenchmarkStrangers' -test.benchtime 5s
+
+bench-quic: ## Compare bulk transfer over QUIC with an unconnected *net.UDPConn
+	@mkdir -p bin && $(GO) -C quicdial test -c -o ../bin/quicdial.test .
+	@rm -f bin/quic.txt
+	@for i in $$(seq $(COUNT)); do \
+		bin/quicdial.test -test.run '^$$' -test.bench '^BenchmarkTransfer$$' -test.benchtime 0.5s >>bin/quic.txt || exit 1; \
+		printf '\rrun %d of %d' $$i $(COUNT) >&2; \
+	done; echo >&2
+	@uname -srm; grep -m1 '^cpu:' bin/quic.txt; echo 'transfer time, medians: PacketConn : UDPConn, quicdial : UDPConn'
+	@$(TOOL) benchstat -format csv -filter .unit:ns/op -col /dialer bin/quic.txt 2>/dev/null | \
+		awk -F, '/^Transfer/ { sub(/-[0-9]+$$/, "", $$1); printf "%-32s %.2f %.2f\n", $$1, $$4 / $$2, $$8 / $$2 }'
 
 bin/connectx.test: FORCE
 	@mkdir -p bin
