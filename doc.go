@@ -24,10 +24,11 @@
 // The kernel lets UDP sockets share a port only with SO_REUSEADDR, and then
 // lets two of them connect to the same peer as well: the newer one silently
 // receives everything ("overshadowing"). A Dialer never lets that happen among
-// those who use one. While it holds the port with the flag taken away again,
-// nobody else can bind it; then it asks the kernel which socket would receive a
-// datagram on the 4-tuple, and connects only if it is its own. Package lookup
-// asks that question.
+// those who use one. A port is bound with the flag off, and while it is off
+// nobody else can bind that port. If nobody was on it before, the Dialer
+// connects; if the port is shared already, it first asks the kernel which socket
+// would receive a datagram on the 4-tuple, and connects only if it is its own.
+// Then it sets the flag. Package lookup asks that question.
 //
 // This is cooperative. A program that sets SO_REUSEADDR and connects a UDP
 // socket without asking can still overshadow any other socket of its port, as
