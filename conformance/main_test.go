@@ -16,6 +16,12 @@ import (
 
 func TestMain(m *testing.M) {
 	os.Exit(netns.Main(func() int {
+		if netns.Inside() {
+			if err := netns.LoopbackUp("2001:db8::1/128", "2001:db8::2/128", "2001:db8::3/128"); err != nil {
+				println(err.Error())
+				return 1
+			}
+		}
 		code := m.Run()
 		if err := goleak.Find(); err != nil && code == 0 {
 			println(err.Error())
