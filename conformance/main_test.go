@@ -16,7 +16,7 @@ import (
 
 func TestMain(m *testing.M) {
 	os.Exit(netns.Main(func() int {
-		if netns.Inside() {
+		if netns.Inside() && os.Getenv(udpEnv) == "" {
 			if err := netns.LoopbackUp("2001:db8::1/128", "2001:db8::2/128", "2001:db8::3/128"); err != nil {
 				println(err.Error())
 				return 1
