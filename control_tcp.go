@@ -4,10 +4,8 @@ package connectx
 
 import (
 	"errors"
-	"hash/maphash"
 	"net/netip"
 	"os"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -33,7 +31,11 @@ func (a *attempt) connectTCP() error {
 			return os.NewSyscallError("bind", err)
 		}
 	}
-	return a.connectTCPPicked()
+	err := a.connectTCPPicked()
+	if err == nil {
+		a.ns.full.forget(a.flow())
+	}
+	return err
 }
 
 // shareTCP lets others share the socket's port. Every socket does, even one that
@@ -71,13 +73,11 @@ func connectTCP(fd int, sa *sys.Sockaddr) error {
 	}
 }
 
-// How the range is searched for a free port before the kernel is asked to
-// search it. A try of one port costs some two microseconds, one of a window
-// more than that only if it is full; the kernel's own search of the default
-// range takes hundreds.
-const singleTries = 24
-
-var windows = [...]uint16{16, 64, 256, 1024}
+// windows are the parts of the range that the kernel is told to search before
+// it is told to search all of it. A try of one port costs some two microseconds,
+// and a port more in a window a tenth of one: once few ports are free, looking
+// at many of them at a time is all that helps.
+var windows = [...]uint16{64, 512, 4096}
 
 // connectTCPPicked connects from a port of the ephemeral range.
 //
@@ -88,7 +88,8 @@ func (a *attempt) connectTCPPicked() error {
 	avoid := a.remote.Port()
 	walk := a.ns.order.Walk(ports, a.local.Addr(), a.remote)
 	sa := a.remoteSockaddr()
-	for tries := 0; tries < singleTries+len(windows); tries++ {
+	single := true
+	for tries := 0; tries < len(windows); {
 		port, ok := walk.Next()
 		if !ok {
 			break
@@ -97,9 +98,11 @@ func (a *attempt) connectTCPPicked() error {
 			continue
 		}
 		low, high := port, port
-		if tries >= singleTries {
-			low, high = window(ports, port, windows[tries-singleTries], avoid)
+		if !single {
+			low, high = window(ports, port, windows[tries], avoid)
+			tries++
 		}
+		single = single && !walk.Crowded()
 		if !a.setPortRange(low, high) {
 			return a.connectTCPAnyPort(&sa)
 		}
@@ -108,6 +111,11 @@ func (a *attempt) connectTCPPicked() error {
 		}
 		if err := a.ended(); err != nil {
 			return err
+		}
+		if tries == 1 {
+			if err := a.fullTCP(ports); err != nil {
+				return err
+			}
 		}
 	}
 	return a.connectTCPLastPort(&sa)
@@ -135,10 +143,24 @@ func window(ports *portpick.Ports, port, size, avoid uint16) (low, high uint16) 
 
 // connectTCPAnyPort leaves the search to the kernel.
 func (a *attempt) connectTCPAnyPort(sa *sys.Sockaddr) error {
+	start := time.Now()
 	if err := connectTCP(a.fd, sa); err != unix.EADDRNOTAVAIL {
 		return os.NewSyscallError("connect", err)
 	}
-	return a.connectTCPBoundPort(a.ns.refresh())
+	ports := a.ns.refresh()
+	if err := a.fullTCP(ports); err != nil {
+		return err
+	}
+	return a.connectTCPBoundPort(ports, start)
+}
+
+// fullTCP returns the error of a search that has found no port a moment ago, if
+// there was one.
+func (a *attempt) fullTCP(ports *portpick.Ports) error {
+	if source, full := a.ns.full.recently(a.flow()); full {
+		return &exhaustedError{ports, source, a.remote, unix.EADDRNOTAVAIL}
+	}
+	return nil
 }
 
 // connectTCPLastPort lets the kernel search the whole range, and so gives it
@@ -147,6 +169,7 @@ func (a *attempt) connectTCPAnyPort(sa *sys.Sockaddr) error {
 // The range is named to it even where it is the system's: of that, the kernel
 // leaves out the last port if their number is odd (__inet_hash_connect).
 func (a *attempt) connectTCPLastPort(sa *sys.Sockaddr) error {
+	start := time.Now()
 	ports := a.ns.refresh()
 	avoid := a.remote.Port()
 	parts := [][2]uint16{{ports.Low(), ports.High()}}
@@ -169,7 +192,7 @@ func (a *attempt) connectTCPLastPort(sa *sys.Sockaddr) error {
 		}
 		return os.NewSyscallError("connect", err)
 	}
-	return a.connectTCPBoundPort(ports)
+	return a.connectTCPBoundPort(ports, start)
 }
 
 // connectTCPBoundPort connects from a port that the kernel leaves out of its
@@ -178,8 +201,8 @@ func (a *attempt) connectTCPLastPort(sa *sys.Sockaddr) error {
 // to it as well, such a port is as good as any.
 //
 // It is called when all other ports are taken, so most lookups find the socket
-// that is in the way.
-func (a *attempt) connectTCPBoundPort(ports *portpick.Ports) error {
+// that is in the way. start is when the search for those began.
+func (a *attempt) connectTCPBoundPort(ports *portpick.Ports, start time.Time) error {
 	exhausted := &exhaustedError{ports, a.local.Addr(), a.remote, unix.EADDRNOTAVAIL}
 	if protocol, _ := sys.Int(a.fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); protocol == unix.IPPROTO_MPTCP {
 		return exhausted // net.Dialer dials again without MPTCP
@@ -204,80 +227,55 @@ func (a *attempt) connectTCPBoundPort(ports *portpick.Ports) error {
 		}
 		exhausted.sourceAddr = route.Source
 	}
-	if a.ns.full.recently(exhausted.sourceAddr, a.remote) {
-		return exhausted
-	}
 	walk := a.ns.order.Walk(ports, exhausted.sourceAddr, a.remote)
-	for port, ok := walk.Next(); ok; port, ok = walk.Next() {
-		local := netip.AddrPortFrom(exhausted.sourceAddr, port)
-		if local == a.remote {
-			continue // it would be connected to itself
-		}
+	var room [lookup.MaxPorts]uint16
+	for batch := nextPorts(&walk, room[:]); len(batch) > 0; batch = nextPorts(&walk, room[:]) {
 		if err := a.ended(); err != nil {
 			return err
 		}
-		switch _, err := conn.TCP(local, a.remote, device); err {
-		case nil:
-			continue
-		case lookup.ErrNotFound:
-		default:
+		sockets, err := conn.TCPPorts(exhausted.sourceAddr, batch, a.remote, device)
+		if err != nil {
 			failed = true
 			return exhausted
 		}
-		switch err := a.bind(local); err {
-		case nil:
-		case unix.EADDRINUSE:
-			continue
-		default:
-			return os.NewSyscallError("bind", err)
-		}
-		sa := a.remoteSockaddr()
-		if err := connectTCP(a.fd, &sa); err != unix.EADDRNOTAVAIL {
-			return os.NewSyscallError("connect", err)
-		}
-		// Somebody was faster.
-		if err := a.renew(); err != nil {
-			return err
-		}
-		if err := a.shareTCP(); err != nil {
-			return err
+		for i, port := range batch {
+			local := netip.AddrPortFrom(exhausted.sourceAddr, port)
+			if sockets[i] != (lookup.Socket{}) || local == a.remote {
+				continue // taken, or would be connected to itself
+			}
+			switch err := a.bind(local); err {
+			case nil:
+			case unix.EADDRINUSE:
+				continue
+			default:
+				return os.NewSyscallError("bind", err)
+			}
+			sa := a.remoteSockaddr()
+			if err := connectTCP(a.fd, &sa); err != unix.EADDRNOTAVAIL {
+				return os.NewSyscallError("connect", err)
+			}
+			// Somebody was faster.
+			if err := a.renew(); err != nil {
+				return err
+			}
+			if err := a.shareTCP(); err != nil {
+				return err
+			}
 		}
 	}
-	a.ns.full.remember(exhausted.sourceAddr, a.remote)
+	a.ns.full.remember(a.flow(), exhausted.sourceAddr, start)
 	return exhausted
 }
 
-// rememberFull is for how long the search of connectTCPBoundPort is not
-// repeated. It takes a lookup for each port, and rarely finds one.
-const rememberFull = 100 * time.Millisecond
-
-// A fullTable remembers for which 4-tuples there was no port a moment ago. Its
-// size is fixed; pairs of addresses may displace each other.
-type fullTable struct {
-	mu      sync.Mutex
-	entries [64]struct {
-		source      netip.Addr
-		destination netip.AddrPort
-		at          time.Time
+// nextPorts takes as many ports off the walk as there are, or as there is room
+// for.
+func nextPorts(walk *portpick.Walk, room []uint16) []uint16 {
+	for i := range room {
+		port, ok := walk.Next()
+		if !ok {
+			return room[:i]
+		}
+		room[i] = port
 	}
-}
-
-var fullSeed = maphash.MakeSeed()
-
-func (t *fullTable) index(destination netip.AddrPort) int {
-	return int(maphash.Comparable(fullSeed, destination) % uint64(len(t.entries)))
-}
-
-func (t *fullTable) remember(source netip.Addr, destination netip.AddrPort) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	e := &t.entries[t.index(destination)]
-	e.source, e.destination, e.at = source, destination, time.Now()
-}
-
-func (t *fullTable) recently(source netip.Addr, destination netip.AddrPort) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	e := &t.entries[t.index(destination)]
-	return e.source == source && e.destination == destination && time.Since(e.at) < rememberFull
+	return room
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/seed22601231/connectx/internal/sys"
 	"github.com/seed22601231/connectx/lookup"
+	"github.com/seed22601231/connectx/portpick"
 )
 
 // connectUDP connects the socket: the UDP rows of the contract.
@@ -28,10 +29,8 @@ func (a *attempt) connectUDP() error {
 	if l.blind == nil {
 		return err
 	}
-	if l.bound {
-		if err := l.renew(); err != nil {
-			return err
-		}
+	if err := l.reuse(); err != nil {
+		return err
 	}
 	return a.connectUDPAlone(l.blind)
 }
@@ -129,8 +128,13 @@ const (
 // else is on it. Then there is nothing to find out, and this is all. Only a
 // port that is in use needs takeShared.
 //
+// Before that, a lookup has to find nobody: unconnected sockets may share the
+// port without taking part in this. As the one bound last we would receive what
+// is meant for them, and would not even see them in a lookup afterwards. looked
+// says that this has been done.
+//
 // seen is the cookie of the socket that was in the way, if the kernel told.
-func (l *tupleLock) take(local netip.AddrPort) (o outcome, seen uint64, err error) {
+func (l *tupleLock) take(local netip.AddrPort, looked bool) (o outcome, seen uint64, err error) {
 	if l.maybeShared {
 		if err := l.setShared(0); err != nil {
 			return failed, 0, err
@@ -141,10 +145,65 @@ func (l *tupleLock) take(local netip.AddrPort) (o outcome, seen uint64, err erro
 		l.bound = true
 		return l.finish()
 	case unix.EADDRINUSE:
-		return l.takeShared(local)
 	default:
 		return failed, 0, os.NewSyscallError("bind", err)
 	}
+	if !looked {
+		if !l.canLook() {
+			return failed, 0, l.blind
+		}
+		switch s, err := l.conn.UDP(local, l.remote, l.device); {
+		case err == nil:
+			return l.inTheWay(s), s.Cookie, nil
+		case err != lookup.ErrNotFound:
+			l.blind = err
+			return failed, 0, err
+		}
+	}
+	return l.takeShared(local)
+}
+
+// takeAny is take for any port that nobody is on. If there is one the kernel
+// finds it, at random, in a few microseconds even where they are rare.
+func (l *tupleLock) takeAny(source netip.Addr) (outcome, error) {
+	if l.maybeShared {
+		if err := l.setShared(0); err != nil {
+			return failed, err
+		}
+	}
+	switch err := l.bind(netip.AddrPortFrom(source, 0)); err {
+	case nil:
+		l.bound = true
+	case unix.EADDRINUSE:
+		return conflict, nil
+	default:
+		return failed, os.NewSyscallError("bind", err)
+	}
+	if source == l.remote.Addr() {
+		if local, err := sys.LocalAddr(l.fd); err != nil || local == l.remote {
+			return conflict, nil // it would talk to itself
+		}
+	}
+	o, _, err := l.finish()
+	return o, err
+}
+
+// canLook prepares for lookups of sockets.
+func (l *tupleLock) canLook() bool {
+	if l.ns.blind.Load() {
+		l.blind = errNotOurself
+	}
+	if !l.canAsk() {
+		return false
+	}
+	if l.device == 0 {
+		// Without an interface, sockets that are bound to one would not be
+		// found, and they receive before all others.
+		if route, err := l.route(l.conn, 0); err == nil {
+			l.device = route.Interface
+		}
+	}
+	return true
 }
 
 // takeShared is take for a port that others are on. Once the port is locked, a
@@ -154,31 +213,7 @@ func (l *tupleLock) take(local netip.AddrPort) (o outcome, seen uint64, err erro
 // If several sockets bind before the first of them takes the flag away, all of
 // them hold the lock together. The kernel finds the one that was bound last, so
 // only that one finds itself.
-//
-// The lookup before bind is for unconnected sockets that share the port without
-// taking part in this. As the one bound last we would receive what is meant for
-// them, and would not even see them in the lookup afterwards.
 func (l *tupleLock) takeShared(local netip.AddrPort) (o outcome, seen uint64, err error) {
-	if l.ns.blind.Load() {
-		l.blind = errNotOurself
-	}
-	if !l.canAsk() {
-		return failed, 0, l.blind
-	}
-	if l.device == 0 {
-		// Without an interface, sockets that are bound to one would not be
-		// found, and they receive before all others.
-		if route, err := l.route(l.conn, 0); err == nil {
-			l.device = route.Interface
-		}
-	}
-	switch s, err := l.conn.UDP(local, l.remote, l.device); {
-	case err == nil:
-		return l.inTheWay(s), s.Cookie, nil
-	case err != lookup.ErrNotFound:
-		l.blind = err
-		return failed, 0, err
-	}
 	cookie, err := sys.Cookie(l.fd, unix.SO_COOKIE)
 	if err != nil {
 		return failed, 0, os.NewSyscallError("getsockopt", err)
@@ -268,11 +303,14 @@ func (l *tupleLock) drain() {
 	}
 }
 
-// renew puts a fresh socket in place of one that has lost its try. Closing that
-// one unlocks its port.
-func (l *tupleLock) renew() error {
+// reuse makes the socket ready for another try. One that has a port must make
+// place for a fresh one; closing it unlocks its port.
+func (l *tupleLock) reuse() error {
+	if !l.bound {
+		return nil
+	}
 	l.bound, l.maybeShared = false, l.hook.hasUserControl()
-	if err := l.attempt.renew(); err != nil {
+	if err := l.renew(); err != nil {
 		return err
 	}
 	l.shareByFlagOnly()
@@ -299,7 +337,7 @@ func (l *tupleLock) connectFrom(local netip.AddrPort) error {
 		looks        int
 	)
 	for try := 0; ; try++ {
-		o, seen, err := l.take(local)
+		o, seen, err := l.take(local, false)
 		switch o {
 		case won:
 			return nil
@@ -308,10 +346,8 @@ func (l *tupleLock) connectFrom(local netip.AddrPort) error {
 		case failed:
 			return err
 		}
-		if l.bound {
-			if err := l.renew(); err != nil {
-				return err
-			}
+		if err := l.reuse(); err != nil {
+			return err
 		}
 		now := time.Now()
 		if try == 0 {
@@ -360,69 +396,183 @@ func (a *attempt) sleep(d time.Duration) error {
 	return a.ended()
 }
 
+// connectPicked connects from a port of the ephemeral range.
+func (l *tupleLock) connectPicked(source netip.Addr) error {
+	f := flow{"udp", source, l.remote, l.device}
+	for ports := l.ns.ports.Load(); ; {
+		s := search{tupleLock: l, source: source, ports: ports, walk: l.ns.order.Walk(ports, source, l.remote)}
+		o, err := s.run(f)
+		if o == won {
+			l.ns.full.forget(f)
+		}
+		if o == won || err != nil {
+			return err
+		}
+		now := l.ns.refresh()
+		if now == ports {
+			return &exhaustedError{ports, source, l.remote, unix.EAGAIN}
+		}
+		ports = now // the range is another one by now
+	}
+}
+
+// A search looks for a port from which the 4-tuple is free.
+type search struct {
+	*tupleLock
+	source netip.Addr
+	ports  *portpick.Ports
+	walk   portpick.Walk
+	room   [lookup.MaxPorts]uint16
+	locked []uint16 // passed over because of contention
+}
+
+// maxLocked bounds the ports that are tried again after contention. There are
+// never many that are locked; what else causes contention, sockets that do not
+// share, does not pass.
+const maxLocked = 64
+
+// run returns won, or an error; or neither if there is no port.
+//
+// As long as most ports are free, the fastest way is to try one after the other.
+// One that is not free costs a lookup of some four microseconds, though; among
+// many in one request, less than two.
+func (s *search) run(f flow) (outcome, error) {
+	for range 2 {
+		if port, ok := s.walk.Next(); ok {
+			if o, err := s.tryPort(port, false); o == won || err != nil {
+				return o, err
+			}
+		}
+		if s.walk.Crowded() {
+			break
+		}
+	}
+	if !s.walk.Crowded() {
+		if o, _, err := s.tryNext(16); o == won || err != nil {
+			return o, err
+		}
+	}
+	if o, err := s.tryAny(); o == won || err != nil {
+		return o, err
+	}
+	if _, full := s.ns.full.recently(f); full {
+		return conflict, nil
+	}
+	start := time.Now()
+	for n := 16; ; n = min(2*n, len(s.room)) {
+		o, more, err := s.tryNext(n)
+		if o == won || err != nil {
+			return o, err
+		}
+		if !more {
+			break
+		}
+	}
+	o, err := s.tryLocked()
+	if o != won && err == nil {
+		s.ns.full.remember(f, s.source, start)
+	}
+	return o, err
+}
+
+// tryPort tries to take the 4-tuple from one port. Unless it has won, the socket
+// is ready for the next port.
+func (s *search) tryPort(port uint16, looked bool) (outcome, error) {
+	local := netip.AddrPortFrom(s.source, port)
+	if local == s.remote {
+		return conflict, nil // it would talk to itself
+	}
+	o, _, err := s.take(local, looked)
+	if o == won || err != nil {
+		return o, err
+	}
+	if o == contention && len(s.locked) < maxLocked {
+		s.locked = append(s.locked, port)
+	}
+	if err := s.reuse(); err != nil {
+		return failed, err
+	}
+	return o, s.ended()
+}
+
+// tryNext looks at the next n ports at once, and tries those on which nobody was
+// found. It reports whether there may be more.
+func (s *search) tryNext(n int) (o outcome, more bool, err error) {
+	ports := nextPorts(&s.walk, s.room[:n])
+	if len(ports) == 0 {
+		return conflict, false, nil
+	}
+	if !s.canLook() {
+		return failed, false, s.blind
+	}
+	sockets, err := s.conn.UDPPorts(s.source, ports, s.remote, s.device)
+	if err != nil {
+		s.blind = err
+		return failed, false, err
+	}
+	for i, port := range ports {
+		if sockets[i] != (lookup.Socket{}) {
+			if s.inTheWay(sockets[i]) == contention && len(s.locked) < maxLocked {
+				s.locked = append(s.locked, port)
+			}
+			continue
+		}
+		if o, err := s.tryPort(port, true); o == won || err != nil {
+			return o, false, err
+		}
+	}
+	return conflict, true, s.ended()
+}
+
+// tryAny tries to take a port that nobody is on. In vain, that takes the kernel
+// a millisecond and more, whatever the size of the range (it walks through its
+// table of ports), so it is not done over and over.
+func (s *search) tryAny() (outcome, error) {
+	if s.ports.Len() < 1024 {
+		return conflict, nil // looking at each of them is faster
+	}
+	f := flow{protocol: "udp", source: s.source, device: s.device}
+	if _, full := s.ns.full.recently(f); full {
+		return conflict, nil
+	}
+	start := time.Now()
+	o, err := s.takeAny(s.source)
+	if err != nil {
+		return o, err
+	}
+	if o == won {
+		s.ns.full.forget(f)
+		return o, nil
+	}
+	s.ns.full.remember(f, s.source, start)
+	return o, s.reuse()
+}
+
 // lockedPauses are the waits before ports that were locked are tried again,
 // when all others are taken: together not quite patience.
 var lockedPauses = [...]time.Duration{
 	time.Millisecond, 2 * time.Millisecond, 4 * time.Millisecond, 8 * time.Millisecond, 16 * time.Millisecond,
 }
 
-// connectPicked connects from a port of the ephemeral range.
-func (l *tupleLock) connectPicked(source netip.Addr) error {
-	ports := l.ns.ports.Load()
-	walk := l.ns.order.Walk(ports, source, l.remote)
-	var locked []uint16 // passed over because of contention
-	for port, ok := walk.Next(); ok; port, ok = walk.Next() {
-		o, err := l.tryPort(source, port)
-		if o == won || err != nil {
-			return err
-		}
-		if o == contention {
-			locked = append(locked, port)
-		}
-	}
+// tryLocked tries the ports again that were passed over because of contention:
+// one that was locked may be free in a moment.
+func (s *search) tryLocked() (outcome, error) {
 	for _, pause := range lockedPauses {
-		if len(locked) == 0 {
+		if len(s.locked) == 0 {
 			break
 		}
-		// A port that was locked may be free again in a moment.
-		if err := l.sleep(pause); err != nil {
-			return err
-		}
-		again := locked
-		locked = locked[:0]
-		for _, port := range again {
-			o, err := l.tryPort(source, port)
-			if o == won || err != nil {
-				return err
-			}
-			if o == contention {
-				locked = append(locked, port)
-			}
-		}
-	}
-	if l.ns.refresh() != ports {
-		return l.connectPicked(source) // the range is another one by now
-	}
-	return &exhaustedError{ports, source, l.remote, unix.EAGAIN}
-}
-
-// tryPort tries to take the 4-tuple from one port of many. Unless it has won,
-// the socket is ready for the next port.
-func (l *tupleLock) tryPort(source netip.Addr, port uint16) (outcome, error) {
-	local := netip.AddrPortFrom(source, port)
-	if local == l.remote {
-		return conflict, nil // it would talk to itself
-	}
-	o, _, err := l.take(local)
-	if o == won || err != nil {
-		return o, err
-	}
-	if l.bound {
-		if err := l.renew(); err != nil {
+		if err := s.sleep(pause); err != nil {
 			return failed, err
 		}
+		again := s.locked
+		s.locked = s.locked[:0]
+		for _, port := range again {
+			if o, err := s.tryPort(port, false); o == won || err != nil {
+				return o, err
+			}
+		}
 	}
-	return o, l.ended()
+	return conflict, nil
 }
 
 // dropStrangers throws away what drain has come too early for: a datagram that

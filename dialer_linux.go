@@ -174,6 +174,11 @@ func (a *attempt) boundDevice() uint32 {
 	return a.ns.device.Load()
 }
 
+// flow is what the attempt needs a port for.
+func (a *attempt) flow() flow {
+	return flow{protocolOf(a.network), a.local.Addr(), a.remote, a.boundDevice()}
+}
+
 // errMulticastOptions leaves a case to the kernel.
 var errMulticastOptions = errors.New("the source of multicast depends on options of the socket")
 

@@ -249,6 +249,7 @@ func (ns *namespace) tick() {
 		return // retired meanwhile
 	}
 	ns.stale.Store(true)
+	ns.full.expire()
 	if uses := ns.uses.Load(); uses != ns.last {
 		ns.last, ns.quiet = uses, 0
 	} else if ns.quiet++; ns.quiet >= idleTicks {

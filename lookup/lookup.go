@@ -4,7 +4,7 @@
 // destination.
 //
 // None of it needs privileges. Each is one request and one reply on a netlink
-// socket that stays open, about a microsecond; none walks a table. Programs
+// socket that stays open, a microsecond or a few; none walks a table. Programs
 // that want lists of sockets or routes are better served by
 // github.com/vishvananda/netlink, whose SocketGet for one UDP socket dumps the
 // whole table.
@@ -24,6 +24,11 @@ var ErrNotFound = errors.New("no such socket")
 
 // ErrNoSource says that there is a route but no source address to use with it.
 var ErrNoSource = errors.New("no source address for destination")
+
+// MaxPorts is how many ports [Conn.UDPPorts] and [Conn.TCPPorts] take at once.
+// More would hardly be faster, and the replies have to fit into a socket's
+// receive buffer.
+const MaxPorts = 64
 
 // A Socket is the answer to [Conn.UDP] and [Conn.TCP].
 type Socket struct {

@@ -21,6 +21,7 @@ type Conn struct {
 	route socket // NETLINK_ROUTE, subscribed to changes
 	seq   uint32
 	buf   [1024]byte // the request, and then the reply
+	batch *batch     // nil until the first use of UDPPorts or TCPPorts
 
 	// routes are answers that hold until something changes: the kernel says
 	// so on the route socket before the change returns to who made it.
@@ -151,23 +152,7 @@ func (c *Conn) socket(protocol byte, source, dest netip.AddrPort, ifindex uint32
 		return Socket{}, errors.New("addresses are not of one family")
 	}
 
-	// NLM_F_DUMP is left out on purpose: with it the kernel walks all its
-	// sockets and does not look at the addresses.
-	request := c.request(unix.SOCK_DIAG_BY_FAMILY, sizeofDiagRequest)
-	request[0] = unix.AF_INET6
-	if sa.Is4() {
-		request[0] = unix.AF_INET
-	}
-	request[1] = protocol
-	binary.NativeEndian.PutUint32(request[4:], 0xffffffff) // idiag_states: all
-	id := request[requestID:]
-	binary.BigEndian.PutUint16(id[idSourcePort:], source.Port())
-	binary.BigEndian.PutUint16(id[idDestPort:], dest.Port())
-	putAddr(id[idSource:], sa)
-	putAddr(id[idDest:], da)
-	binary.NativeEndian.PutUint32(id[idInterface:], ifindex)
-	binary.NativeEndian.PutUint64(id[idCookie:], ^uint64(0)) // INET_DIAG_NOCOOKIE
-
+	putDiagRequest(c.request(unix.SOCK_DIAG_BY_FAMILY, sizeofDiagRequest), protocol, sa, source.Port(), da, dest.Port(), ifindex)
 	reply, err := c.roundTrip(c.diag, unix.SOCK_DIAG_BY_FAMILY)
 	if err == unix.ENOENT {
 		return Socket{}, ErrNotFound
@@ -176,6 +161,26 @@ func (c *Conn) socket(protocol byte, source, dest netip.AddrPort, ifindex uint32
 		return Socket{}, err
 	}
 	return parseDiagMessage(reply)
+}
+
+// putDiagRequest fills in a struct inet_diag_req_v2, which is zero before.
+//
+// NLM_F_DUMP is left out of its header on purpose: with it the kernel walks all
+// its sockets and does not look at the addresses.
+func putDiagRequest(b []byte, protocol byte, source netip.Addr, sourcePort uint16, dest netip.Addr, destPort uint16, ifindex uint32) {
+	b[0] = unix.AF_INET6
+	if source.Is4() {
+		b[0] = unix.AF_INET
+	}
+	b[1] = protocol
+	binary.NativeEndian.PutUint32(b[4:], 0xffffffff) // idiag_states: all
+	id := b[requestID:]
+	binary.BigEndian.PutUint16(id[idSourcePort:], sourcePort)
+	binary.BigEndian.PutUint16(id[idDestPort:], destPort)
+	putAddr(id[idSource:], source)
+	putAddr(id[idDest:], dest)
+	binary.NativeEndian.PutUint32(id[idInterface:], ifindex)
+	binary.NativeEndian.PutUint64(id[idCookie:], ^uint64(0)) // INET_DIAG_NOCOOKIE
 }
 
 func parseDiagMessage(b []byte) (Socket, error) {
@@ -372,14 +377,18 @@ func align4(n int) int { return (n + 3) &^ 3 }
 
 // request starts a request in c.buf and returns its zeroed body.
 func (c *Conn) request(kind uint16, size int) []byte {
+	return c.requestIn(c.buf[:unix.SizeofNlMsghdr+size], kind)
+}
+
+// requestIn makes b a request and returns its zeroed body.
+func (c *Conn) requestIn(b []byte, kind uint16) []byte {
 	c.seq++
-	h := c.buf[:unix.SizeofNlMsghdr+size]
-	clear(h)
-	binary.NativeEndian.PutUint32(h[0:], uint32(len(h)))
-	binary.NativeEndian.PutUint16(h[4:], kind)
-	binary.NativeEndian.PutUint16(h[6:], unix.NLM_F_REQUEST)
-	binary.NativeEndian.PutUint32(h[8:], c.seq)
-	return h[unix.SizeofNlMsghdr:]
+	clear(b)
+	binary.NativeEndian.PutUint32(b[0:], uint32(len(b)))
+	binary.NativeEndian.PutUint16(b[4:], kind)
+	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST)
+	binary.NativeEndian.PutUint32(b[8:], c.seq)
+	return b[unix.SizeofNlMsghdr:]
 }
 
 // attribute appends an attribute to the request in c.buf and returns its value,

@@ -27,6 +27,16 @@ func (c *Conn) TCP(local, remote netip.AddrPort, ifindex uint32) (Socket, error)
 	return Socket{}, errors.ErrUnsupported
 }
 
+// UDPPorts fails with [errors.ErrUnsupported].
+func (c *Conn) UDPPorts(local netip.Addr, ports []uint16, remote netip.AddrPort, ifindex uint32) ([]Socket, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// TCPPorts fails with [errors.ErrUnsupported].
+func (c *Conn) TCPPorts(local netip.Addr, ports []uint16, remote netip.AddrPort, ifindex uint32) ([]Socket, error) {
+	return nil, errors.ErrUnsupported
+}
+
 // Source fails with [errors.ErrUnsupported].
 func (c *Conn) Source(destination netip.AddrPort, opts RouteOptions) (Route, error) {
 	return Route{}, errors.ErrUnsupported

@@ -88,7 +88,7 @@ func (o *Order) Walk(ports *Ports, source netip.Addr, destination netip.AddrPort
 			return w
 		}
 		if w.slot.CompareAndSwap(uint64(c), uint64(c.withCredit(c.credit()-1))) {
-			w.parity = 1
+			w.parity, w.crowded = 1, true
 			return w
 		}
 	}
@@ -130,9 +130,10 @@ type Walk struct {
 	key   uint64
 	slot  *atomic.Uint64
 
-	parity uint32 // of the half that is being offered
-	phase  uint8  // 0 and 1: probing a half; 2 and 3: all the rest of a half
-	tries  uint32 // ports offered in this phase
+	crowded bool
+	parity  uint32 // of the half that is being offered
+	phase   uint8  // 0 and 1: probing a half; 2 and 3: all the rest of a half
+	tries   uint32 // ports offered in this phase
 
 	seen [2]span   // what the probes of each half have covered
 	rest [2]uint32 // positions left in phases 2 and 3
@@ -165,6 +166,7 @@ func (w *Walk) Next() (port uint16, ok bool) {
 				w.grantCredit()
 			}
 			w.phase++
+			w.crowded = true
 			w.tries = 0
 			w.parity ^= 1
 			if w.phase == 2 {
@@ -183,6 +185,11 @@ func (w *Walk) Next() (port uint16, ok bool) {
 		}
 	}
 }
+
+// Crowded reports whether few ports are free: the probes of the even half have
+// all been of no use, in this walk or in one towards the same destination not
+// many dials ago. From then on, looking at many ports at once pays.
+func (w *Walk) Crowded() bool { return w.crowded }
 
 // probe takes the next position of the current half off the shared cursor. It
 // returns false if the walk has been through the whole half.

@@ -118,6 +118,45 @@ func Recv(fd int, p []byte, flags int) (int, error) {
 	return int(n), errno(e)
 }
 
+// Messages is room for several messages that are received in one system call.
+type Messages struct {
+	headers []mmsghdr
+	buffers []byte
+	size    int
+}
+
+type mmsghdr struct {
+	unix.Msghdr
+	len uint32
+}
+
+// NewMessages returns room for n messages of the given size; of a longer one,
+// the beginning is kept.
+func NewMessages(n, size int) *Messages {
+	m := &Messages{headers: make([]mmsghdr, n), buffers: make([]byte, n*size), size: size}
+	iovecs := make([]unix.Iovec, n)
+	for i := range n {
+		iovecs[i].Base = &m.buffers[i*size]
+		iovecs[i].SetLen(size)
+		m.headers[i].Iov = &iovecs[i]
+		m.headers[i].SetIovlen(1)
+	}
+	return m
+}
+
+// At returns what the last Recv has received into the ith place.
+func (m *Messages) At(i int) []byte {
+	return m.buffers[i*m.size:][:m.headers[i].len]
+}
+
+// Recv is recvmmsg(2) without waiting. It receives at most n messages and
+// returns how many there were.
+func (m *Messages) Recv(fd, n int) (int, error) {
+	got, _, e := unix.RawSyscall6(unix.SYS_RECVMMSG, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(m.headers))),
+		uintptr(n), unix.MSG_DONTWAIT, 0, 0)
+	return int(got), errno(e)
+}
+
 // Peek returns the source of the first datagram that is waiting, and leaves it
 // where it is. An IPv4-mapped address comes back as IPv4, without a zone.
 func Peek(fd int) (netip.AddrPort, error) {

@@ -1,0 +1,112 @@
+package connectx
+
+import (
+	"hash/maphash"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// A search for a port that has found none is not repeated for as long as it
+	// took, but never for longer than maxRemember: the default range takes up
+	// to 50 ms, and a port that becomes free is to be found within 100.
+	maxRemember = 30 * time.Millisecond
+
+	// A search that takes less than minRemember may as well be repeated.
+	minRemember = time.Millisecond
+)
+
+// A fullTable remembers where there was no port a moment ago, so that a storm of
+// dials to a destination that has none left does not search for one over and
+// over. Its size is fixed; flows may displace each other.
+type fullTable struct {
+	used    atomic.Bool // saves forget the lock while nothing is full
+	mu      sync.Mutex
+	entries [64]fullEntry
+}
+
+type fullEntry struct {
+	flow   flow
+	source netip.Addr
+	until  time.Time // the zero Time if the entry is empty
+}
+
+// A flow is what a port is for.
+type flow struct {
+	protocol    string         // "tcp" or "udp"
+	source      netip.Addr     // invalid for TCP where the caller has chosen none
+	destination netip.AddrPort // invalid for all of them
+	device      uint32         // interface that the socket is bound to, else 0
+}
+
+var fullSeed = maphash.MakeSeed()
+
+func (t *fullTable) entry(f flow) *fullEntry {
+	return &t.entries[maphash.Comparable(fullSeed, f)%uint64(len(t.entries))]
+}
+
+func (e *fullEntry) is(f flow) bool { return e.flow == f && !e.until.IsZero() }
+
+// remember notes that a search which began at start has found no port, and from
+// which source address.
+func (t *fullTable) remember(f flow, source netip.Addr, start time.Time) {
+	now := time.Now()
+	took := now.Sub(start)
+	if took < minRemember {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	*t.entry(f) = fullEntry{f, source, now.Add(min(took, maxRemember))}
+	t.used.Store(true)
+}
+
+// recently reports whether no port was found a moment ago, and from which source
+// address. When it is time to search again, one dial is told so, and the others
+// go by what is known until it has found out.
+func (t *fullTable) recently(f flow) (source netip.Addr, full bool) {
+	if !t.used.Load() {
+		return netip.Addr{}, false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	e := t.entry(f)
+	if !e.is(f) {
+		return netip.Addr{}, false
+	}
+	now := time.Now()
+	if now.Before(e.until) {
+		return e.source, true
+	}
+	e.until = now.Add(maxRemember)
+	return netip.Addr{}, false
+}
+
+// forget notes that a port was found.
+func (t *fullTable) forget(f flow) {
+	if !t.used.Load() {
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if e := t.entry(f); e.is(f) {
+		*e = fullEntry{}
+	}
+}
+
+// expire drops what nobody has asked for in a while.
+func (t *fullTable) expire() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now, used := time.Now(), false
+	for i := range t.entries {
+		if e := &t.entries[i]; now.Sub(e.until) < refreshEvery {
+			used = true
+		} else {
+			*e = fullEntry{}
+		}
+	}
+	t.used.Store(used)
+}
