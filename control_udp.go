@@ -21,7 +21,8 @@ import (
 // connectUDP connects the socket: the UDP rows of the contract.
 func (a *attempt) connectUDP() error {
 	a.shareByFlagOnly()
-	l := tupleLock{attempt: a, maybeShared: a.hook.hasUserControl()}
+	l := &a.lock
+	*l = tupleLock{attempt: a, maybeShared: a.hook.hasUserControl()}
 	err := l.connect()
 	if l.conn != nil {
 		a.ns.release(l.conn, l.blind != nil)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"sync"
 	"syscall"
 )
 
@@ -67,6 +68,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 	if inner == nil {
 		return d.Dialer.DialContext(ctx, network, address)
 	}
+	defer inner.release()
 	conn, err := inner.dialer.DialContext(ctx, inner.network, inner.address)
 	if err != nil {
 		return nil, completeError(err, network, d.LocalAddr)
@@ -192,6 +194,24 @@ type innerDial struct {
 	dialer           net.Dialer
 	network, address string
 	hook             hook
+
+	inHook func(context.Context, string, string, syscall.RawConn) error // hook.run, made into a func once
+}
+
+// innerDials saves each dial some allocations.
+var innerDials = sync.Pool{New: func() any {
+	i := new(innerDial)
+	i.inHook = i.hook.run
+	return i
+}}
+
+// release ends the use of i after the dial, unless the hook may still run: of
+// several addresses, net.Dialer does not wait for those that have lost the race.
+func (i *innerDial) release() {
+	if _, err := netip.ParseAddrPort(i.address); err == nil {
+		*i = innerDial{inHook: i.inHook}
+		innerDials.Put(i)
+	}
 }
 
 // plan prepares the inner dial. It returns nil for what net.Dialer should do by
@@ -211,13 +231,15 @@ func (d *Dialer) plan(network, address string) *innerDial {
 			return nil
 		}
 	}
-	inner := &innerDial{d.Dialer, network, address, hook{control: d.Control, controlContext: d.ControlContext, local: local}}
+	inner := innerDials.Get().(*innerDial)
+	inner.dialer, inner.network, inner.address = d.Dialer, network, address
+	inner.hook = hook{control: d.Control, controlContext: d.ControlContext, local: local}
 	// The hook binds the socket, and a second bind would fail. What else
 	// net.Dialer would do with LocalAddr, to leave out the destination
 	// addresses of the other family, withFamily has seen to.
 	inner.dialer.LocalAddr = nil
 	inner.dialer.Control = nil
-	inner.dialer.ControlContext = inner.hook.run
+	inner.dialer.ControlContext = inner.inHook
 	return inner
 }
 

@@ -9,6 +9,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -24,6 +25,8 @@ const supported = true
 
 // An attempt is one attempt to connect to one address, on one descriptor.
 type attempt struct {
+	inControl func(fd uintptr) // control, made into a func once
+
 	hook             *hook
 	ctx              context.Context
 	network, address string // as net.Dialer gives them to a hook
@@ -36,6 +39,8 @@ type attempt struct {
 	local  netip.AddrPort // what the caller chose
 	remote netip.AddrPort
 	scope  uint32 // interface of a link-local address, else 0
+
+	lock tupleLock // UDP
 }
 
 // run is the ControlContext of the inner net.Dialer. It does all the work of
@@ -50,11 +55,25 @@ func (h *hook) run(ctx context.Context, network, address string, c syscall.RawCo
 	if err := h.userControl(ctx, network, address, c); err != nil {
 		return err
 	}
-	a := &attempt{hook: h, ctx: ctx, network: network, address: address, rawConn: c}
-	if err := c.Control(a.control); err != nil {
+	a := attempts.Get().(*attempt)
+	defer a.release()
+	a.hook, a.ctx, a.network, a.address, a.rawConn = h, ctx, network, address, c
+	if err := c.Control(a.inControl); err != nil {
 		return err
 	}
 	return a.err
+}
+
+// attempts saves each dial some allocations.
+var attempts = sync.Pool{New: func() any {
+	a := new(attempt)
+	a.inControl = a.control
+	return a
+}}
+
+func (a *attempt) release() {
+	*a = attempt{inControl: a.inControl}
+	attempts.Put(a)
 }
 
 func (a *attempt) control(fd uintptr) {
