@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -469,8 +468,6 @@ func TestDatagramsOfStrangersAreNeverRead(t *testing.T) {
 // heldUp dials with a stranger at work before each connect.
 func heldUp() int {
 	runtime.LockOSThread()
-	runtime.GOMAXPROCS(4)
-	debug.SetGCPercent(-1)
 	stranger, err := net.ListenPacket("udp", net.JoinHostPort(os.Getenv("STRANGER"), "0"))
 	if err != nil {
 		return failChild("%v", err)
@@ -490,7 +487,7 @@ func heldUp() int {
 			sent.Add(1)
 		}
 	}
-	if err := beforeEach(unix.SYS_CONNECT, func() { raw.Control(send) }); err != nil {
+	if err := beforeEach([]uint32{unix.SYS_CONNECT}, func([]byte) { raw.Control(send) }); err != nil {
 		return failChild("%v", err)
 	}
 	d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("udp", os.Getenv("SOURCE"), 40005)}}

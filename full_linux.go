@@ -1,7 +1,6 @@
 package connectx
 
 import (
-	"hash/maphash"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -16,22 +15,10 @@ const (
 
 	// A search that takes less than minRemember may as well be repeated.
 	minRemember = time.Millisecond
+
+	// maxFull bounds how many flows are remembered at once.
+	maxFull = 1024
 )
-
-// A fullTable remembers where there was no port a moment ago, so that a storm of
-// dials to a destination that has none left does not search for one over and
-// over. Its size is fixed; flows may displace each other.
-type fullTable struct {
-	used    atomic.Bool // saves forget the lock while nothing is full
-	mu      sync.Mutex
-	entries [64]fullEntry
-}
-
-type fullEntry struct {
-	flow   flow
-	source netip.Addr
-	until  time.Time // the zero Time if the entry is empty
-}
 
 // A flow is what a port is for.
 type flow struct {
@@ -41,13 +28,19 @@ type flow struct {
 	device      uint32         // interface that the socket is bound to, else 0
 }
 
-var fullSeed = maphash.MakeSeed()
-
-func (t *fullTable) entry(f flow) *fullEntry {
-	return &t.entries[maphash.Comparable(fullSeed, f)%uint64(len(t.entries))]
+// A fullTable remembers where there was no port a moment ago, so that a storm of
+// dials to a destination that has none left does not search for one over and
+// over.
+type fullTable struct {
+	used  atomic.Bool // saves forget the lock while nothing is full
+	mu    sync.Mutex
+	flows map[flow]fullFlow
 }
 
-func (e *fullEntry) is(f flow) bool { return e.flow == f && !e.until.IsZero() }
+type fullFlow struct {
+	source netip.Addr
+	until  time.Time
+}
 
 // remember notes that a search which began at start has found no port, and from
 // which source address.
@@ -59,7 +52,10 @@ func (t *fullTable) remember(f flow, source netip.Addr, start time.Time) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	*t.entry(f) = fullEntry{f, source, now.Add(min(took, maxRemember))}
+	if t.flows == nil || len(t.flows) >= maxFull {
+		t.flows = make(map[flow]fullFlow)
+	}
+	t.flows[f] = fullFlow{source, now.Add(min(took, maxRemember))}
 	t.used.Store(true)
 }
 
@@ -72,15 +68,15 @@ func (t *fullTable) recently(f flow) (source netip.Addr, full bool) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	e := t.entry(f)
-	if !e.is(f) {
+	known, ok := t.flows[f]
+	if !ok {
 		return netip.Addr{}, false
 	}
 	now := time.Now()
-	if now.Before(e.until) {
-		return e.source, true
+	if now.Before(known.until) {
+		return known.source, true
 	}
-	e.until = now.Add(maxRemember)
+	t.flows[f] = fullFlow{known.source, now.Add(maxRemember)}
 	return netip.Addr{}, false
 }
 
@@ -91,22 +87,18 @@ func (t *fullTable) forget(f flow) {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if e := t.entry(f); e.is(f) {
-		*e = fullEntry{}
-	}
+	delete(t.flows, f)
 }
 
 // expire drops what nobody has asked for in a while.
 func (t *fullTable) expire() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now, used := time.Now(), false
-	for i := range t.entries {
-		if e := &t.entries[i]; now.Sub(e.until) < refreshEvery {
-			used = true
-		} else {
-			*e = fullEntry{}
+	now := time.Now()
+	for f, known := range t.flows {
+		if now.Sub(known.until) > refreshEvery {
+			delete(t.flows, f)
 		}
 	}
-	t.used.Store(used)
+	t.used.Store(len(t.flows) > 0)
 }

@@ -4,6 +4,8 @@ package connectx_test
 
 import (
 	"fmt"
+	"runtime"
+	"runtime/debug"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -31,14 +33,19 @@ func refuse(refusals ...refusal) error {
 	return err
 }
 
-// beforeEach has f called before each system call of that number that the
-// calling thread makes, which must be locked and end soon. While f runs the
-// thread is in the kernel, and with it a processor of the Go scheduler: f must
-// not allocate, since a collection would wait for the thread.
-func beforeEach(call uint32, f func()) error {
-	listener, err := install(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, []unix.SockFilter{
-		load(offsetCall), unless(call, 1), ret(unix.SECCOMP_RET_USER_NOTIF), ret(unix.SECCOMP_RET_ALLOW),
-	})
+// beforeEach has f called before each system call of those numbers that the
+// calling thread makes, which must be locked and end soon. f gets the call's
+// struct seccomp_data. While it runs the thread is in the kernel, and with it a
+// processor of the Go scheduler: so there are several from now on, and no
+// collections, which would wait for the thread.
+func beforeEach(calls []uint32, f func(data []byte)) error {
+	runtime.GOMAXPROCS(4)
+	debug.SetGCPercent(-1)
+	program := []unix.SockFilter{load(offsetCall)}
+	for _, call := range calls {
+		program = append(program, unless(call, 1), ret(unix.SECCOMP_RET_USER_NOTIF))
+	}
+	listener, err := install(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, append(program, ret(unix.SECCOMP_RET_ALLOW)))
 	if err != nil {
 		return err
 	}
@@ -51,7 +58,7 @@ func beforeEach(call uint32, f func()) error {
 			if ioctl(listener, unix.SECCOMP_IOCTL_NOTIF_RECV, notification[:]) == unix.ENOENT {
 				return // the thread has ended
 			}
-			f()
+			f(notification[16:])
 			copy(response[:8], notification[:8]) // id
 			response[20] = unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE
 			ioctl(listener, unix.SECCOMP_IOCTL_NOTIF_SEND, response[:])

@@ -31,22 +31,30 @@ const (
 // Socket where there is none (no socket has the cookie 0). They are valid until
 // the next call.
 func (c *Conn) UDPPorts(local netip.Addr, ports []uint16, remote netip.AddrPort, ifindex uint32) ([]Socket, error) {
-	return c.sockets(unix.IPPROTO_UDP, local, ports, remote, ifindex)
+	sockets, err := c.sockets(unix.IPPROTO_UDP, local, ports, remote, ifindex)
+	if err != nil {
+		err = fmt.Errorf("lookup udp %v->%v: %w", local, remote, err)
+	}
+	return sockets, err
 }
 
 // TCPPorts asks the question of [Conn.TCP] for up to [MaxPorts] ports of one
 // local address. The answers are as for [Conn.UDPPorts].
 func (c *Conn) TCPPorts(local netip.Addr, ports []uint16, remote netip.AddrPort, ifindex uint32) ([]Socket, error) {
-	return c.sockets(unix.IPPROTO_TCP, local, ports, remote, ifindex)
+	sockets, err := c.sockets(unix.IPPROTO_TCP, local, ports, remote, ifindex)
+	if err != nil {
+		err = fmt.Errorf("lookup tcp %v->%v: %w", local, remote, err)
+	}
+	return sockets, err
 }
 
 func (c *Conn) sockets(protocol byte, local netip.Addr, ports []uint16, remote netip.AddrPort, ifindex uint32) ([]Socket, error) {
 	local, remote = local.Unmap(), netip.AddrPortFrom(remote.Addr().Unmap(), remote.Port())
 	if !local.IsValid() || !remote.IsValid() || local.Is4() != remote.Addr().Is4() {
-		return nil, fmt.Errorf("lookup %v->%v: addresses are not of one family", local, remote)
+		return nil, errNotOneFamily
 	}
 	if len(ports) > MaxPorts {
-		return nil, fmt.Errorf("lookup %v->%v: %d ports at once, the limit is %d", local, remote, len(ports), MaxPorts)
+		return nil, fmt.Errorf("%d ports at once, the limit is %d", len(ports), MaxPorts)
 	}
 	if c.batch == nil {
 		c.batch = &batch{replies: sys.NewMessages(MaxPorts, sizeofBatchReply)}
@@ -55,7 +63,7 @@ func (c *Conn) sockets(protocol byte, local netip.Addr, ports []uint16, remote n
 		return c.batch.answers[:len(ports)], nil
 	}
 	if err := c.askInTurn(protocol, local, ports, remote, ifindex); err != nil {
-		return nil, fmt.Errorf("lookup %v->%v, from %d ports: %w", local, remote, len(ports), err)
+		return nil, err
 	}
 	return c.batch.answers[:len(ports)], nil
 }

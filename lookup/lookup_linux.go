@@ -149,7 +149,7 @@ func (c *Conn) TCP(local, remote netip.AddrPort, ifindex uint32) (Socket, error)
 func (c *Conn) socket(protocol byte, source, dest netip.AddrPort, ifindex uint32) (Socket, error) {
 	sa, da := source.Addr().Unmap(), dest.Addr().Unmap()
 	if !sa.IsValid() || !da.IsValid() || sa.Is4() != da.Is4() {
-		return Socket{}, errors.New("addresses are not of one family")
+		return Socket{}, errNotOneFamily
 	}
 
 	putDiagRequest(c.request(unix.SOCK_DIAG_BY_FAMILY, sizeofDiagRequest), protocol, sa, source.Port(), da, dest.Port(), ifindex)
@@ -162,6 +162,8 @@ func (c *Conn) socket(protocol byte, source, dest netip.AddrPort, ifindex uint32
 	}
 	return parseDiagMessage(reply)
 }
+
+var errNotOneFamily = errors.New("addresses are not of one family")
 
 // putDiagRequest fills in a struct inet_diag_req_v2, which is zero before.
 //

@@ -823,3 +823,34 @@ func BenchmarkWalk(b *testing.B) {
 		}
 	})
 }
+
+// A walk is crowded once the probes of the even half were of no use, and so are
+// those that follow, until that is tried again.
+func TestWalkIsCrowdedOnceTheEvenProbesAreUsedUp(t *testing.T) {
+	ports := newPorts(t, 40000, 48191, nil)
+	o := knownOrder()
+	w := o.Walk(ports, testSource, testDestination)
+	for i := range probes {
+		w.Next()
+		if w.Crowded() {
+			t.Fatalf("crowded after %d ports", i+1)
+		}
+	}
+	if w.Next(); !w.Crowded() {
+		t.Fatalf("not crowded after %d ports", probes+1)
+	}
+	for i := range 255 {
+		w := o.Walk(ports, testSource, testDestination)
+		if w.Next(); !w.Crowded() {
+			t.Fatalf("walk %d is not crowded", i)
+		}
+	}
+	w = o.Walk(ports, testSource, testDestination)
+	if w.Next(); w.Crowded() {
+		t.Error("the even half is not tried again")
+	}
+	other := o.Walk(ports, testSource, destination(1))
+	if other.Next(); other.Crowded() {
+		t.Error("another destination is crowded as well")
+	}
+}
