@@ -3,11 +3,13 @@ GO ?= go
 RACE ?= $(shell command -v gcc >/dev/null && echo -race)
 TOOL = $(GO) tool -modfile=$(CURDIR)/tools/go.mod
 # The nested modules, which have dependencies that the library has not.
-NESTED = conformance examples quicdial
+NESTED = conformance examples quicdial measure
 COUNT ?= 10
-BENCHTIME ?= 0.2s
+# Of each benchmark of a run: its time, and the dials at each occupancy.
+BENCHTIME ?= 0.1s
+DIALS ?= 500
 
-.PHONY: help demo test nested conformance examples quicdial bench bench-strangers bench-quic lint cross
+.PHONY: help demo test nested conformance examples quicdial measure occupancy pictures scale bench bench-dials bench-occupancy bench-strangers bench-quic lint cross
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -17,6 +19,9 @@ demo: ## See connections go past the ephemeral port limit (a few seconds)
 
 test: ## Run all tests on the real kernel, in network namespaces of their own
 	$(GO) test $(RACE) ./...
+
+measure: ## Test the programs that measure
+	$(GO) -C $@ test $(RACE) ./...
 
 nested: $(NESTED) ## Run the tests of all nested modules
 
@@ -29,16 +34,38 @@ examples: ## Run the examples: HTTP/1 to HTTP/3, reverse proxy, TLS, gRPC, WebSo
 quicdial: ## Test QUIC over shared ports
 	$(GO) -C $@ test $(RACE) ./...
 
-bench: bin/connectx.test ## Compare with net.Dialer: COUNT alternating runs, medians and ratios
+bench: bench-dials bench-occupancy ## Compare with net.Dialer and other techniques, see which limits are kept (ten minutes)
+
+bench-dials: bin/connectx.test ## Open and close: COUNT alternating runs, medians of their ratios
 	@rm -f bin/bench.txt
 	@for i in $$(seq $(COUNT)); do \
-		bin/connectx.test -test.run '^$$' -test.bench '^BenchmarkDial$$' -test.benchmem -test.benchtime $(BENCHTIME) >>bin/bench.txt || exit 1; \
+		bin/connectx.test -test.run '^$$' -test.bench '^Benchmark(Dial|DialInTurn|Parallel|Techniques)$$' -test.benchmem -test.benchtime $(BENCHTIME) >>bin/bench.txt || exit 1; \
 		printf '\rrun %d of %d' $$i $(COUNT) >&2; \
 	done; echo >&2
-	@$(TOOL) benchstat -col /dialer bin/bench.txt
-	@uname -srm; grep -m1 '^cpu:' bin/bench.txt; echo 'medians, connectx.Dialer : net.Dialer'
-	@$(TOOL) benchstat -format csv -filter .unit:ns/op -col /dialer bin/bench.txt 2>/dev/null | \
-		awk -F, '/^Dial/ { sub(/-[0-9]+$$/, "", $$1); printf "%-32s %.2f\n", $$1, $$4 / $$2 }'
+	@$(TOOL) benchstat -filter '.unit:(ns/op OR allocs/op OR dials/s)' -col /dialer bin/bench.txt
+	@uname -srm; nproc; grep -m1 '^cpu:' bin/bench.txt
+	@$(GO) -C tools run ./ratios ../bin/bench.txt
+
+bench-occupancy: bin/connectx.test ## Dial to a destination whose ports are taken, in part or all: the same
+	@rm -f bin/occupancy.txt
+	@for i in $$(seq $(COUNT)); do \
+		bin/connectx.test -test.run '^$$' -test.bench '^Benchmark(Occupancy|Churn)$$' -test.benchtime $(DIALS)x >>bin/occupancy.txt && \
+		bin/connectx.test -test.run '^$$' -test.bench '^Benchmark(Fill|Exhausted)$$' -test.benchtime 1x >>bin/occupancy.txt || exit 1; \
+		printf '\rrun %d of %d' $$i $(COUNT) >&2; \
+	done; echo >&2
+	@$(TOOL) benchstat -filter '.unit:(p50-ns OR p99-ns)' -col /dialer bin/occupancy.txt
+	@uname -srm; nproc; grep -m1 '^cpu:' bin/occupancy.txt
+	@$(GO) -C tools run ./ratios ../bin/occupancy.txt
+
+occupancy: ## Measure dials from 0 to 100 % of the ports taken, and draw docs/occupancy-*.svg (two minutes)
+	$(GO) -C measure run ./occupancy -o $(CURDIR)/docs
+
+pictures: ## Draw docs/occupancy-*.svg anew from their CSV files
+	$(GO) -C measure run ./occupancy -plot -o $(CURDIR)/docs
+
+scale: ## Hold 1,000,000 UDP and 250,000 TCP connections at once (five minutes; SCALEFLAGS="-udp 50000 -tcp 20000")
+	@mkdir -p bin && $(GO) -C measure build -o ../bin/scale ./scale
+	bin/scale $(SCALEFLAGS) -o docs/scale.txt
 
 bench-strangers: bin/connectx.test ## Count datagrams of strangers that can be read after a dial
 	bin/connectx.test -test.run '^$$' -test.bench '^BenchmarkStrangers' -test.benchtime 5s

@@ -3,50 +3,116 @@
 package connectx_test
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
-	"runtime"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/seed22601231/connectx"
+	"github.com/seed22601231/connectx/internal/netns"
 )
 
-// The servers of the benchmarks are on ports below every port range in use.
-const benchPort = 1000
+// The port range of the benchmarks is the one that Linux starts with. Their
+// servers are on ports below it.
+const (
+	benchLow, benchHigh = 32768, 60999
+	benchPort           = 1000
+)
 
-// sinks starts servers that take connections, or datagrams, and say nothing, on
-// several ports of a host.
+var benchAddresses = sync.OnceValue(func() error { return netns.LoopbackUp(loopbackAddresses...) })
+
+// benchNamespace prepares the network namespace of the process.
 //
-// Benchmarks take them in turn. Where a TCP connection follows another one on
-// the same 4-tuple at once, the server may be at work on the old one when the
-// SYN comes, and the dial waits for a second until it is sent again.
+// Benchmarks do not have one of their own, as tests do: a goroutine that is
+// locked to its thread takes microseconds longer to come back from a wait,
+// which net.Dialer would have to pay for.
+func benchNamespace(b *testing.B) {
+	b.Helper()
+	netns.Need(b)
+	if err := benchAddresses(); err != nil {
+		b.Fatal(err)
+	}
+	if err := netns.SetPortRange(benchLow, benchHigh); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// benchServers is on how many ports of a host there are servers, which benchmarks
+// take in turn. Where a TCP connection follows another one on the same 4-tuple
+// at once, the server may be at work on the old one when the SYN comes, and the
+// dial waits for a second until it is sent again.
+const benchServers = 64
+
+// silentSinks starts servers, in the calling thread's namespace, that cost no
+// time of their own: UDP sockets to which nothing is sent, and TCP listeners
+// that wait for data before they accept. What the kernel does for the other end
+// of a TCP connection remains, and is done by the processor that dials.
+func silentSinks(network, host string) (addresses []string, closers []io.Closer, err error) {
+	config := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		if e := c.Control(func(fd uintptr) {
+			// The kernel forgets a client that resets the connection before
+			// it has sent anything; the listener never hears of it.
+			err = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_DEFER_ACCEPT, 60)
+		}); e != nil {
+			return e
+		}
+		return err
+	}}
+	for i := range benchServers {
+		address := net.JoinHostPort(host, fmt.Sprint(benchPort+i))
+		addresses = append(addresses, address)
+		var c io.Closer
+		if strings.HasPrefix(network, "udp") {
+			c, err = net.ListenPacket(network, address)
+		} else {
+			c, err = config.Listen(context.Background(), network, address)
+		}
+		if err != nil {
+			return nil, closers, err
+		}
+		closers = append(closers, c)
+	}
+	return addresses, closers, nil
+}
+
+// sinks is silentSinks for as long as the benchmark runs.
 func sinks(b *testing.B, network, host string) []string {
 	b.Helper()
-	addresses := make([]string, 64)
-	for i := range addresses {
-		addresses[i] = net.JoinHostPort(host, fmt.Sprint(benchPort+i))
-		if strings.HasPrefix(network, "udp") {
-			conn, err := net.ListenPacket(network, addresses[i])
-			if err != nil {
-				b.Fatal(err)
-			}
-			b.Cleanup(func() { conn.Close() })
-			continue
+	addresses, closers, err := silentSinks(network, host)
+	closeAfter(b, closers)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return addresses
+}
+
+func closeAfter(b *testing.B, closers []io.Closer) {
+	b.Cleanup(func() {
+		for _, c := range closers {
+			c.Close()
 		}
-		listener, err := net.Listen(network, addresses[i])
+	})
+}
+
+// busySinks starts TCP servers that accept and read, with a goroutine for each
+// connection.
+func busySinks(b *testing.B, host string) (addresses []string) {
+	b.Helper()
+	for i := range benchServers {
+		listener, err := net.Listen("tcp", net.JoinHostPort(host, fmt.Sprint(benchPort+i)))
 		if err != nil {
 			b.Fatal(err)
 		}
 		b.Cleanup(func() { listener.Close() })
+		addresses = append(addresses, listener.Addr().String())
 		go func() {
 			for {
 				conn, err := listener.Accept()
@@ -63,46 +129,63 @@ func sinks(b *testing.B, network, host string) []string {
 	return addresses
 }
 
-// Opens and closes one connection, by protocol, family, contract row and
-// dialer.
-func BenchmarkDial(b *testing.B) {
-	rows := []struct {
-		name   string
-		source bool
-		port   uint16
-	}{
-		{"destination", false, 0},
-		{"source", true, 0},
-		{"source+port", true, 40005},
-		{"port", false, 40006},
+// A benchRow is a row of the contract.
+type benchRow struct {
+	name   string
+	source bool
+	port   uint16
+}
+
+var benchRows = []benchRow{
+	{"destination", false, 0},
+	{"source", true, 0},
+	{"source+port", true, 40005},
+	{"port", false, 40006},
+}
+
+// dialer returns the dialer of the given name for the row.
+func (row benchRow) dialer(b *testing.B, name, network, source string, addresses []string) dialer {
+	b.Helper()
+	if !row.source {
+		source = ""
 	}
+	if name == "floor" {
+		return newFloor(b, row, network, source, addresses)
+	}
+	var inner net.Dialer
+	if row.source || row.port != 0 {
+		inner.LocalAddr = localAddr(network, source, row.port)
+	}
+	if name == "net" {
+		return &inner
+	}
+	return &connectx.Dialer{Dialer: inner}
+}
+
+// openAndClose opens and closes one connection at a time.
+func openAndClose(b *testing.B, d dialer, network string, addresses []string) {
+	b.Helper()
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		conn, err := d.Dial(network, addresses[i%len(addresses)])
+		if err != nil {
+			b.Fatal(err)
+		}
+		hangUp(conn)
+	}
+}
+
+// Opens and closes one connection on loopback, by protocol, family, contract row
+// and dialer. The servers take no time.
+func BenchmarkDial(b *testing.B) {
 	for _, network := range []string{"tcp", "udp"} {
 		for _, family := range families {
-			for _, row := range rows {
-				for _, name := range []string{"net", "connectx"} {
+			for _, row := range benchRows {
+				for _, name := range []string{"net", "floor", "connectx"} {
 					b.Run(strings.Join([]string{network, family.name, row.name, "dialer=" + name}, "/"), func(b *testing.B) {
-						ownNamespace(b, 32768, 60999)
+						benchNamespace(b)
 						addresses := sinks(b, network, family.hosts[0])
-						var inner net.Dialer
-						source := ""
-						if row.source {
-							source = family.source
-						}
-						if row.source || row.port != 0 {
-							inner.LocalAddr = localAddr(network, source, row.port)
-						}
-						var d dialer = &inner
-						if name == "connectx" {
-							d = &connectx.Dialer{Dialer: inner}
-						}
-						b.ReportAllocs()
-						for i := 0; b.Loop(); i++ {
-							conn, err := d.Dial(network, addresses[i%len(addresses)])
-							if err != nil {
-								b.Fatal(err)
-							}
-							hangUp(conn)
-						}
+						openAndClose(b, row.dialer(b, name, network, family.source, addresses), network, addresses)
 					})
 				}
 			}
@@ -110,13 +193,135 @@ func BenchmarkDial(b *testing.B) {
 	}
 }
 
+// The same with the dialers in turn, a few connections each, so that whatever else
+// the machine is doing affects them alike: their medians can be compared even
+// where one run differs from the next. Loopback is as in BenchmarkDial. At busy
+// servers of the process that dials, net.Dialer waits: its goroutine sleeps
+// during the handshake, and is woken after theirs. The servers across a pair of
+// veth interfaces are in another network namespace.
+func BenchmarkDialInTurn(b *testing.B) {
+	benchNamespace(b)
+	for _, network := range []string{"tcp", "udp"} {
+		for _, family := range families {
+			b.Run("loopback/"+network+"/"+family.name, func(b *testing.B) {
+				inTurn(b, network, family.source, sinks(b, network, family.hosts[0]))
+			})
+		}
+	}
+	b.Run("busy/tcp/IPv4", func(b *testing.B) {
+		inTurn(b, "tcp", "127.2.0.1", busySinks(b, "127.1.0.1"))
+	})
+	for _, network := range []string{"tcp", "udp"} {
+		b.Run("veth/"+network+"/IPv4", func(b *testing.B) {
+			const here, there = "10.20.0.1", "10.20.0.2"
+			inTurn(b, network, here, vethSinks(b, network, here, there))
+		})
+	}
+}
+
+func inTurn(b *testing.B, network, source string, addresses []string) {
+	for _, row := range benchRows {
+		b.Run(row.name, func(b *testing.B) {
+			names := []string{"net", "floor", "connectx"}
+			dialers, took := make([]dialer, len(names)), make([]latencies, len(names))
+			for i, name := range names {
+				dialers[i] = row.dialer(b, name, network, source, addresses)
+			}
+			for n := 0; b.Loop(); n++ {
+				i := n / 16 % len(names)
+				start := time.Now()
+				if err := dialAndHangUp(dialers[i], network, addresses[n%len(addresses)]); err != nil {
+					b.Fatal(err)
+				}
+				took[i] = append(took[i], time.Since(start))
+			}
+			b.ReportMetric(0, "ns/op") // that of all of them, which says nothing
+			for i, name := range names {
+				b.ReportMetric(float64(took[i].percentile(0.5)), name+"-p50-ns")
+			}
+		})
+	}
+}
+
+// vethSinks is silentSinks in a network namespace of their own, which it joins
+// with this one.
+func vethSinks(b *testing.B, network, here, there string) []string {
+	b.Helper()
+	type result struct {
+		addresses []string
+		closers   []io.Closer
+		err       error
+	}
+	entered, joined, listening := make(chan int), make(chan error), make(chan result)
+	go func() {
+		// The thread, and what it is locked for, ends with the goroutine; the
+		// sockets keep the namespace.
+		if err := netns.Enter(); err != nil {
+			listening <- result{err: err}
+			return
+		}
+		fd, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			listening <- result{err: err}
+			return
+		}
+		defer unix.Close(fd)
+		entered <- fd
+		if <-joined != nil {
+			return
+		}
+		var r result
+		if r.err = linkUp("veth1", there+"/24"); r.err == nil {
+			r.addresses, r.closers, r.err = silentSinks(network, there)
+		}
+		listening <- r
+	}()
+	var peer int
+	select {
+	case peer = <-entered:
+	case r := <-listening:
+		b.Fatal(r.err)
+	}
+	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "veth0"}, PeerName: "veth1", PeerNamespace: netlink.NsFd(peer)}
+	err := netlink.LinkAdd(veth)
+	if err == nil {
+		b.Cleanup(func() { netlink.LinkDel(veth) })
+		err = linkUp("veth0", here+"/24")
+	}
+	joined <- err
+	if err != nil {
+		b.Fatal(err)
+	}
+	r := <-listening
+	closeAfter(b, r.closers)
+	if r.err != nil {
+		b.Fatal(r.err)
+	}
+	return r.addresses
+}
+
+// linkUp brings up an interface of the calling thread's namespace and gives it
+// an address.
+func linkUp(name, address string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetUp(link); err != nil {
+		return err
+	}
+	return netns.AddAddress(link, address)
+}
+
 // Opens and closes a UDP connection whose source port others are on, as it is
 // once there are more connections than ports: the lock and the lookups in full.
 func BenchmarkDialSharedPort(b *testing.B) {
 	for _, family := range families {
 		b.Run(family.name, func(b *testing.B) {
-			ownNamespace(b, 40000, 40000)
-			other, err := connectx.Dial("udp", net.JoinHostPort(family.hosts[1], "9"))
+			benchNamespace(b)
+			var first connectx.Dialer
+			first.LocalAddr = localAddr("udp", "", 40007)
+			other, err := first.Dial("udp", net.JoinHostPort(family.hosts[1], "9"))
 			if err != nil {
 				b.Fatal(err)
 			}
@@ -131,92 +336,5 @@ func BenchmarkDialSharedPort(b *testing.B) {
 				conn.Close()
 			}
 		})
-	}
-}
-
-// How often a datagram that a stranger sends while a UDP connection is being
-// opened can be read from it: a flood of them goes to the source port.
-func BenchmarkStrangers(b *testing.B) {
-	for _, name := range []string{"net", "connectx"} {
-		b.Run("dialer="+name, func(b *testing.B) {
-			ownNamespace(b, 40000, 40019)
-			address := sinks(b, "udp", "127.1.0.1")[0]
-			inner := net.Dialer{LocalAddr: localAddr("udp", "127.2.0.1", 40005)}
-			var d dialer = &inner
-			if name == "connectx" {
-				d = &connectx.Dialer{Dialer: inner}
-			}
-			stranger, err := net.ListenPacket("udp", "127.4.0.1:0")
-			if err != nil {
-				b.Fatal(err)
-			}
-			defer stranger.Close()
-			stop := make(chan struct{})
-			var flood sync.WaitGroup
-			var sent atomic.Int64
-			defer flood.Wait()
-			defer close(stop)
-			to := net.UDPAddrFromAddrPort(netip.MustParseAddrPort("127.2.0.1:40005"))
-			flood.Go(func() {
-				for {
-					select {
-					case <-stop:
-						return
-					default:
-						stranger.WriteTo([]byte("stranger"), to)
-						sent.Add(1)
-					}
-				}
-			})
-			readable := 0
-			sent.Store(0)
-			for b.Loop() {
-				conn, err := d.Dial("udp", address)
-				if err != nil {
-					b.Fatal(err)
-				}
-				// What is still under way arrives.
-				for start := time.Now(); time.Since(start) < 50*time.Microsecond; {
-					runtime.Gosched()
-				}
-				raw, err := conn.(syscall.Conn).SyscallConn()
-				if err != nil {
-					b.Fatal(err)
-				}
-				raw.Control(func(fd uintptr) {
-					var datagram [16]byte
-					if n, _, err := unix.Recvfrom(int(fd), datagram[:], unix.MSG_DONTWAIT); err == nil && n > 0 {
-						readable++
-					}
-				})
-				conn.Close()
-			}
-			b.ReportMetric(1e6*float64(readable)/float64(b.N), "read/Mdial")
-			b.ReportMetric(float64(sent.Load())/b.Elapsed().Seconds(), "datagrams/s")
-		})
-	}
-}
-
-// What a filter on the peer's address would cost each UDP connection, if one
-// were to keep strangers out instead (see dropStrangers).
-func BenchmarkStrangersFilter(b *testing.B) {
-	filter := []unix.SockFilter{
-		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: ^uint32(1<<20-1) + 12}, // SKF_NET_OFF: the source address
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: 0x7f010001, Jf: 3},
-		{Code: unix.BPF_LD | unix.BPF_H | unix.BPF_ABS, K: 0}, // the source port
-		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: benchPort, Jf: 1},
-		{Code: unix.BPF_RET | unix.BPF_K, K: ^uint32(0)},
-		{Code: unix.BPF_RET | unix.BPF_K, K: 0},
-	}
-	prog := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer unix.Close(fd)
-	for b.Loop() {
-		if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &prog); err != nil {
-			b.Fatal(err)
-		}
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"os"
 	"syscall"
@@ -25,9 +26,12 @@ type Conn struct {
 
 	// routes are answers that hold until something changes: the kernel says
 	// so on the route socket before the change returns to who made it.
-	routes  [64]cachedRoute
+	routes  [routeSets][routeWays]cachedRoute
 	changed time.Time // when it last said so; zero if that is long ago
 }
+
+// A destination may be in any place of its set.
+const routeSets, routeWays = 64, 4
 
 // settle is how long after a change no answer is kept. The notification of a
 // deleted address is there before the routes that name it are gone, so what
@@ -237,8 +241,9 @@ func (c *Conn) Source(destination netip.AddrPort, opts RouteOptions) (Route, err
 	if !destination.Addr().IsValid() {
 		return Route{}, fmt.Errorf("route to %v: the address is not valid", destination)
 	}
-	cached := c.cached(destination)
-	if !c.routesChanged() && cached.destination == destination && cached.opts == opts {
+	changed := c.routesChanged()
+	cached := c.cached(destination, opts)
+	if !changed && cached.destination == destination && cached.opts == opts {
 		return cached.route, nil
 	}
 	route, err := c.askRoute(destination, opts)
@@ -265,12 +270,22 @@ func (c *Conn) Source(destination netip.AddrPort, opts RouteOptions) (Route, err
 	return route, nil
 }
 
-// cached is the place of a destination among the answers.
-func (c *Conn) cached(destination netip.AddrPort) *cachedRoute {
+// cached is where the answer is kept, or, if it is not, where it may go.
+func (c *Conn) cached(destination netip.AddrPort, opts RouteOptions) *cachedRoute {
 	a := destination.Addr().As16()
 	h := binary.LittleEndian.Uint64(a[8:])*0x9e3779b97f4a7c15 + uint64(destination.Port())
 	h = (h ^ h>>32) * 0x9e3779b97f4a7c15
-	return &c.routes[h>>58]
+	set := &c.routes[h>>32%routeSets]
+	place := &set[rand.IntN(routeWays)]
+	for i := range set {
+		switch cached := &set[i]; {
+		case cached.destination == destination && cached.opts == opts:
+			return cached
+		case !cached.destination.IsValid():
+			place = cached
+		}
+	}
+	return place
 }
 
 // routesChanged reports whether there was a notification since the last call,
@@ -303,7 +318,7 @@ func (c *Conn) outdated() {
 // changes of addresses, links, routes and rules by themselves; what goes
 // unnoticed are sysctls that have a say in the choice of a source address, and
 // the reachability of IPv6 routers.
-func (c *Conn) Forget() { c.routes = [len(c.routes)]cachedRoute{} }
+func (c *Conn) Forget() { clear(c.routes[:]) }
 
 func (c *Conn) askRoute(destination netip.AddrPort, opts RouteOptions) (Route, error) {
 	da := destination.Addr().Unmap()

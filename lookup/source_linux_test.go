@@ -68,7 +68,7 @@ func (p *probe) remember(t *testing.T) {
 		if _, err := p.conn.Source(p.destination, p.opts); err != nil {
 			return // an error is not kept
 		}
-		if kept := p.conn.cached(p.destination); kept.destination == p.destination && kept.opts == p.opts {
+		if kept := p.conn.cached(p.destination, p.opts); kept.destination == p.destination && kept.opts == p.opts {
 			return
 		}
 	}
@@ -745,7 +745,7 @@ func TestAnswersAreKeptUntilAChangeAndAgainWhenItHasSettled(t *testing.T) {
 	}
 	// What is kept can be told from what is asked for if it is wrong.
 	const wrong = "203.0.113.1"
-	spoil := func() { c.cached(destination).route.Source = netip.MustParseAddr(wrong) }
+	spoil := func() { c.cached(destination, RouteOptions{}).route.Source = netip.MustParseAddr(wrong) }
 
 	source()
 	spoil()
@@ -896,5 +896,33 @@ func TestSourceAllocatesNothing(t *testing.T) {
 		if n := testing.AllocsPerRun(1000, func() { c.Forget(); ask() }); n != 0 {
 			t.Errorf("%s %+v, asked for: %v allocations", tt.destination, tt.opts, n)
 		}
+	}
+}
+
+// As many destinations as a program has in use at a time do not displace each
+// other.
+func TestAnswersForManyDestinationsAreKept(t *testing.T) {
+	enter(t)
+	check(t, netns.LoopbackUp())
+	c := openConn(t)
+	var destinations []netip.AddrPort
+	for i := range 128 {
+		destinations = append(destinations, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 1, 0, byte(i / 2)}), uint16(443+i%2)))
+	}
+	for range 2 {
+		for _, destination := range destinations {
+			c.changed = time.Time{}
+			_, err := c.Source(destination, RouteOptions{})
+			check(t, err)
+		}
+	}
+	kept := 0
+	for _, destination := range destinations {
+		if c.cached(destination, RouteOptions{}).destination == destination {
+			kept++
+		}
+	}
+	if kept < 115 {
+		t.Errorf("%d of %d answers are kept", kept, len(destinations))
 	}
 }
