@@ -3,10 +3,12 @@
 package connectx_test
 
 import (
+	"bufio"
 	"context"
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"syscall"
@@ -104,14 +106,66 @@ func closeAfter(b *testing.B, closers []io.Closer) {
 
 // busySinks starts TCP servers that accept and read, with a goroutine for each
 // connection.
-func busySinks(b *testing.B, host string) (addresses []string) {
+func busySinks(b *testing.B, host string) []string {
 	b.Helper()
+	addresses, closers, err := startBusySinks(host)
+	closeAfter(b, closers)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return addresses
+}
+
+// apartSinks is busySinks in a process of their own.
+func apartSinks(b *testing.B, host string) (addresses []string) {
+	b.Helper()
+	cmd := child(b, "busy sinks", "HOST="+host)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		stdin.Close()
+		if err := cmd.Wait(); err != nil {
+			b.Error(err)
+		}
+	})
+	scanner := bufio.NewScanner(stdout)
+	for len(addresses) < benchServers && scanner.Scan() {
+		addresses = append(addresses, scanner.Text())
+	}
+	if len(addresses) < benchServers {
+		b.Fatalf("%d of %d servers: %v", len(addresses), benchServers, scanner.Err())
+	}
+	return addresses
+}
+
+func init() {
+	children["busy sinks"] = func() int {
+		addresses, _, err := startBusySinks(os.Getenv("HOST"))
+		if err != nil {
+			return failChild("%v", err)
+		}
+		fmt.Println(strings.Join(addresses, "\n"))
+		io.Copy(io.Discard, os.Stdin)
+		return 0
+	}
+}
+
+func startBusySinks(host string) (addresses []string, closers []io.Closer, err error) {
 	for i := range benchServers {
 		listener, err := net.Listen("tcp", net.JoinHostPort(host, fmt.Sprint(benchPort+i)))
 		if err != nil {
-			b.Fatal(err)
+			return nil, closers, err
 		}
-		b.Cleanup(func() { listener.Close() })
+		closers = append(closers, listener)
 		addresses = append(addresses, listener.Addr().String())
 		go func() {
 			for {
@@ -126,7 +180,7 @@ func busySinks(b *testing.B, host string) (addresses []string) {
 			}
 		}()
 	}
-	return addresses
+	return addresses, closers, nil
 }
 
 // A benchRow is a row of the contract.
@@ -211,6 +265,9 @@ func BenchmarkDialInTurn(b *testing.B) {
 	b.Run("busy/tcp/IPv4", func(b *testing.B) {
 		inTurn(b, "tcp", "127.2.0.1", busySinks(b, "127.1.0.1"))
 	})
+	b.Run("apart/tcp/IPv4", func(b *testing.B) {
+		inTurn(b, "tcp", "127.2.0.1", apartSinks(b, "127.1.0.1"))
+	})
 	for _, network := range []string{"tcp", "udp"} {
 		b.Run("veth/"+network+"/IPv4", func(b *testing.B) {
 			const here, there = "10.20.0.1", "10.20.0.2"
@@ -220,6 +277,9 @@ func BenchmarkDialInTurn(b *testing.B) {
 }
 
 func inTurn(b *testing.B, network, source string, addresses []string) {
+	if network == "udp" {
+		settle(b, &connectx.Dialer{}, network, addresses)
+	}
 	for _, row := range benchRows {
 		b.Run(row.name, func(b *testing.B) {
 			names := []string{"net", "floor", "connectx"}
@@ -240,6 +300,18 @@ func inTurn(b *testing.B, network, source string, addresses []string) {
 				b.ReportMetric(float64(took[i].percentile(0.5)), name+"-p50-ns")
 			}
 		})
+	}
+}
+
+// settle dials until the interfaces have nothing new to say of themselves, which
+// takes a second, and a second more. Before that, no answer about a route is kept.
+func settle(b *testing.B, d dialer, network string, addresses []string) {
+	b.Helper()
+	start := time.Now()
+	for n := 0; time.Since(start) < 2500*time.Millisecond; n++ {
+		if err := dialAndHangUp(d, network, addresses[n%len(addresses)]); err != nil {
+			b.Fatal(err)
+		}
 	}
 }
 

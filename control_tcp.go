@@ -73,10 +73,10 @@ func connectTCP(fd int, sa *sys.Sockaddr) error {
 	}
 }
 
-// windows are the parts of the range that the kernel is told to search before
-// it is told to search all of it. A try of one port costs some two microseconds,
-// and a port more in a window a tenth of one: once few ports are free, looking
-// at many of them at a time is all that helps.
+// windows are the sizes of the parts of the range that the kernel is told to
+// search, once few ports are free, before it is told to search all of it. A try
+// of one port costs some two microseconds, and each further port of a window a
+// tenth of one.
 var windows = [...]uint16{64, 512, 4096}
 
 // connectTCPPicked connects from a port of the ephemeral range.
@@ -88,7 +88,6 @@ func (a *attempt) connectTCPPicked() error {
 	avoid := a.remote.Port()
 	walk := a.ns.order.Walk(ports, a.local.Addr(), a.remote)
 	sa := a.remoteSockaddr()
-	single := true
 	for tries := 0; tries < len(windows); {
 		port, ok := walk.Next()
 		if !ok {
@@ -98,11 +97,10 @@ func (a *attempt) connectTCPPicked() error {
 			continue
 		}
 		low, high := port, port
-		if !single {
+		if walk.Crowded() {
 			low, high = window(ports, port, windows[tries], avoid)
 			tries++
 		}
-		single = single && !walk.Crowded()
 		if !a.setPortRange(low, high) {
 			return a.connectTCPAnyPort(&sa)
 		}
