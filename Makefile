@@ -44,7 +44,7 @@ bench-dials: bin/connectx.test ## Open and close: COUNT alternating runs, median
 	done; echo >&2
 	@$(TOOL) benchstat -filter '.unit:(ns/op OR allocs/op OR dials/s)' -col /dialer bin/bench.txt
 	@uname -srm; nproc; grep -m1 '^cpu:' bin/bench.txt
-	@$(GO) -C tools run ./ratios ../bin/bench.txt
+	@$(GO) -C measure run ./ratios ../bin/bench.txt
 
 bench-occupancy: bin/connectx.test ## Dial to a destination whose ports are taken, in part or all: the same
 	@rm -f bin/occupancy.txt
@@ -55,7 +55,7 @@ bench-occupancy: bin/connectx.test ## Dial to a destination whose ports are take
 	done; echo >&2
 	@$(TOOL) benchstat -filter '.unit:(p50-ns OR p99-ns)' -col /dialer bin/occupancy.txt
 	@uname -srm; nproc; grep -m1 '^cpu:' bin/occupancy.txt
-	@$(GO) -C tools run ./ratios ../bin/occupancy.txt
+	@$(GO) -C measure run ./ratios ../bin/occupancy.txt
 
 occupancy: ## Measure dials from 0 to 100 % of the ports taken, and draw docs/occupancy-*.svg (two minutes)
 	$(GO) -C measure run ./occupancy -o $(CURDIR)/docs

@@ -270,10 +270,16 @@ func BenchmarkDialInTurn(b *testing.B) {
 	})
 	for _, network := range []string{"tcp", "udp"} {
 		b.Run("veth/"+network+"/IPv4", func(b *testing.B) {
-			const here, there = "10.20.0.1", "10.20.0.2"
-			inTurn(b, network, here, vethSinks(b, network, here, there))
+			inTurn(b, network, vethHere, vethSinks(b, func() ([]string, []io.Closer, error) {
+				return silentSinks(network, vethThere)
+			}))
 		})
 	}
+	b.Run("vethbusy/tcp/IPv4", func(b *testing.B) {
+		inTurn(b, "tcp", vethHere, vethSinks(b, func() ([]string, []io.Closer, error) {
+			return startBusySinks(vethThere)
+		}))
+	})
 }
 
 func inTurn(b *testing.B, network, source string, addresses []string) {
@@ -315,9 +321,11 @@ func settle(b *testing.B, d dialer, network string, addresses []string) {
 	}
 }
 
-// vethSinks is silentSinks in a network namespace of their own, which it joins
-// with this one.
-func vethSinks(b *testing.B, network, here, there string) []string {
+const vethHere, vethThere = "10.20.0.1", "10.20.0.2"
+
+// vethSinks has servers started in a network namespace of their own, which it
+// joins with this one.
+func vethSinks(b *testing.B, start func() ([]string, []io.Closer, error)) []string {
 	b.Helper()
 	type result struct {
 		addresses []string
@@ -343,8 +351,8 @@ func vethSinks(b *testing.B, network, here, there string) []string {
 			return
 		}
 		var r result
-		if r.err = linkUp("veth1", there+"/24"); r.err == nil {
-			r.addresses, r.closers, r.err = silentSinks(network, there)
+		if r.err = linkUp("veth1", vethThere+"/24"); r.err == nil {
+			r.addresses, r.closers, r.err = start()
 		}
 		listening <- r
 	}()
@@ -358,7 +366,7 @@ func vethSinks(b *testing.B, network, here, there string) []string {
 	err := netlink.LinkAdd(veth)
 	if err == nil {
 		b.Cleanup(func() { netlink.LinkDel(veth) })
-		err = linkUp("veth0", here+"/24")
+		err = linkUp("veth0", vethHere+"/24")
 	}
 	joined <- err
 	if err != nil {

@@ -92,7 +92,9 @@ func dialRows() (table []row) {
 	}{
 		{"loopback", "loopback", 0.90, []string{"tcp/IPv4", "tcp/IPv6", "udp/IPv4", "udp/IPv6"}},
 		{"busy", "loopback, servers at work in the same process", 0.90, []string{"tcp/IPv4"}},
+		{"apart", "loopback, servers at work in another process", 0.90, []string{"tcp/IPv4"}},
 		{"veth", "a veth pair", 1.02, []string{"tcp/IPv4", "udp/IPv4"}},
+		{"vethbusy", "a veth pair, servers at work in the same process", 1.02, []string{"tcp/IPv4"}},
 	}
 	for _, path := range paths {
 		var floors []row
