@@ -45,17 +45,19 @@ type fullFlow struct {
 // remember notes that a search which began at start has found no port, and from
 // which source address.
 func (t *fullTable) remember(f flow, source netip.Addr, start time.Time) {
-	now := time.Now()
-	took := now.Sub(start)
-	if took < minRemember {
-		return
+	if took := time.Since(start); took >= minRemember {
+		t.rememberFor(f, source, min(took, maxRemember))
 	}
+}
+
+// rememberFor is remember for a time that has nothing to do with the search.
+func (t *fullTable) rememberFor(f flow, source netip.Addr, d time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.flows == nil || len(t.flows) >= maxFull {
 		t.flows = make(map[flow]fullFlow)
 	}
-	t.flows[f] = fullFlow{source, now.Add(min(took, maxRemember))}
+	t.flows[f] = fullFlow{source, time.Now().Add(d)}
 	t.used.Store(true)
 }
 
