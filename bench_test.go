@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/seed22601231/connectx"
@@ -381,10 +382,14 @@ func vethSinks(b *testing.B, start func() ([]string, []io.Closer, error)) []stri
 }
 
 // linkUp brings up an interface of the calling thread's namespace and gives it
-// an address.
+// an address, but no link-local one: the kernel would announce that over the next
+// seconds, and after each announcement no route is kept for one.
 func linkUp(name, address string) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
+		return err
+	}
+	if err := netlink.LinkSetIP6AddrGenMode(link, nl.IN6_ADDR_GEN_MODE_NONE); err != nil {
 		return err
 	}
 	if err := netlink.LinkSetUp(link); err != nil {

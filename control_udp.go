@@ -448,9 +448,11 @@ func (s *search) run(f flow) (outcome, error) {
 			break
 		}
 	}
-	if !s.walk.Crowded() {
-		if o, _, err := s.tryNext(16); o == won || err != nil {
+	for n := 4; !s.walk.Crowded(); n *= 2 {
+		if o, more, err := s.tryNext(n); o == won || err != nil {
 			return o, err
+		} else if !more {
+			break
 		}
 	}
 	if o, err := s.tryAny(); o == won || err != nil {
@@ -460,7 +462,7 @@ func (s *search) run(f flow) (outcome, error) {
 		return conflict, nil
 	}
 	start := time.Now()
-	for n := 16; ; n = min(2*n, len(s.room)) {
+	for n := 8; ; n = min(2*n, len(s.room)) {
 		o, more, err := s.tryNext(n)
 		if o == won || err != nil {
 			return o, err
