@@ -45,7 +45,9 @@ func beforeEach(calls []uint32, f func(data []byte)) error {
 	for _, call := range calls {
 		program = append(program, unless(call, 1), ret(unix.SECCOMP_RET_USER_NOTIF))
 	}
-	listener, err := install(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, append(program, ret(unix.SECCOMP_RET_ALLOW)))
+	// A call that the runtime's preemption signals interrupt would be made, and
+	// seen, a second time.
+	listener, err := install(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER|unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, append(program, ret(unix.SECCOMP_RET_ALLOW)))
 	if err != nil {
 		return err
 	}
@@ -55,8 +57,11 @@ func beforeEach(calls []uint32, f func(data []byte)) error {
 		var response [24]byte     // struct seccomp_notif_resp
 		for {
 			clear(notification[:])
-			if ioctl(listener, unix.SECCOMP_IOCTL_NOTIF_RECV, notification[:]) == unix.ENOENT {
-				return // the thread has ended
+			if errno := ioctl(listener, unix.SECCOMP_IOCTL_NOTIF_RECV, notification[:]); errno != 0 {
+				if ended(listener) {
+					return
+				}
+				continue // a signal came before the call was received
 			}
 			f(notification[16:])
 			copy(response[:8], notification[:8]) // id
@@ -65,6 +70,13 @@ func beforeEach(calls []uint32, f func(data []byte)) error {
 		}
 	}()
 	return nil
+}
+
+// ended reports whether the thread that a listener listens to has ended.
+func ended(listener int) bool {
+	fds := []unix.PollFd{{Fd: int32(listener), Events: unix.POLLIN}}
+	n, _ := unix.Poll(fds, 0)
+	return n == 1 && fds[0].Revents&unix.POLLHUP != 0
 }
 
 func ioctl(fd int, request uintptr, b []byte) unix.Errno {
