@@ -32,7 +32,7 @@ func (a *attempt) connectTCP() error {
 		}
 	}
 	err := a.connectTCPPicked()
-	if err == nil {
+	if err == nil && a.ns.full.used.Load() {
 		a.ns.full.forget(a.flow())
 	}
 	return err
@@ -146,6 +146,10 @@ func (a *attempt) connectTCPAnyPort(sa *sys.Sockaddr) error {
 		return os.NewSyscallError("connect", err)
 	}
 	ports := a.ns.refresh()
+	if protocol, _ := sys.Int(a.fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); protocol == unix.IPPROTO_MPTCP {
+		// net.Dialer dials again without MPTCP.
+		return &exhaustedError{ports, a.local.Addr(), a.remote, unix.EADDRNOTAVAIL}
+	}
 	if err := a.fullTCP(ports); err != nil {
 		return err
 	}
@@ -155,7 +159,7 @@ func (a *attempt) connectTCPAnyPort(sa *sys.Sockaddr) error {
 // fullTCP returns the error of a search that has found no port a moment ago, if
 // there was one.
 func (a *attempt) fullTCP(ports *portpick.Ports) error {
-	if source, full := a.ns.full.recently(a.flow()); full {
+	if source, full, _ := a.ns.full.recently(a.flow()); full {
 		return &exhaustedError{ports, source, a.remote, unix.EADDRNOTAVAIL}
 	}
 	return nil
@@ -202,9 +206,6 @@ func (a *attempt) connectTCPLastPort(sa *sys.Sockaddr) error {
 // that is in the way. start is when the search for those began.
 func (a *attempt) connectTCPBoundPort(ports *portpick.Ports, start time.Time) error {
 	exhausted := &exhaustedError{ports, a.local.Addr(), a.remote, unix.EADDRNOTAVAIL}
-	if protocol, _ := sys.Int(a.fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); protocol == unix.IPPROTO_MPTCP {
-		return exhausted // net.Dialer dials again without MPTCP
-	}
 	conn, err := a.ns.conn()
 	if err != nil {
 		return exhausted
@@ -266,14 +267,18 @@ func (a *attempt) connectTCPBoundPort(ports *portpick.Ports, start time.Time) er
 }
 
 // nextPorts takes as many ports off the walk as there are, or as there is room
-// for.
+// for. It pauses where the walk becomes crowded.
 func nextPorts(walk *portpick.Walk, room []uint16) []uint16 {
+	crowded := walk.Crowded()
 	for i := range room {
 		port, ok := walk.Next()
 		if !ok {
 			return room[:i]
 		}
 		room[i] = port
+		if walk.Crowded() != crowded {
+			return room[:i+1]
+		}
 	}
 	return room
 }

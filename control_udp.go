@@ -23,10 +23,14 @@ func (a *attempt) connectUDP() error {
 	a.shareByFlagOnly()
 	l := &a.lock
 	*l = tupleLock{attempt: a, maybeShared: a.hook.hasUserControl()}
+	broken := true // unless the caller's hook, on a fresh socket, lets it end
+	defer func() {
+		if l.conn != nil {
+			a.ns.release(l.conn, broken)
+		}
+	}()
 	err := l.connect()
-	if l.conn != nil {
-		a.ns.release(l.conn, l.blind != nil)
-	}
+	broken = l.blind != nil
 	if l.blind == nil {
 		return err
 	}
@@ -172,7 +176,8 @@ func (l *tupleLock) takeAny(source netip.Addr) (outcome, error) {
 			return failed, err
 		}
 	}
-	switch err := l.bind(netip.AddrPortFrom(source, 0)); err {
+	sa := sys.NewSockaddr(l.family, netip.AddrPortFrom(source, 0), l.scope)
+	switch err := sys.BindAnyPort(l.fd, &sa); err {
 	case nil:
 		l.bound = true
 	case unix.EADDRINUSE:
@@ -399,7 +404,7 @@ func (a *attempt) sleep(d time.Duration) error {
 
 // connectPicked connects from a port of the ephemeral range.
 func (l *tupleLock) connectPicked(source netip.Addr) error {
-	f := flow{"udp", source, l.remote, l.device}
+	f := flow{protocol: "udp", source: source, destination: l.remote, device: l.device}
 	for ports := l.ns.ports.Load(); ; {
 		s := search{tupleLock: l, source: source, ports: ports, walk: l.ns.order.Walk(ports, source, l.remote)}
 		o, err := s.run(f)
@@ -455,11 +460,12 @@ func (s *search) run(f flow) (outcome, error) {
 			break
 		}
 	}
-	if o, err := s.tryAny(); o == won || err != nil {
-		return o, err
-	}
-	if _, full := s.ns.full.recently(f); full {
+	_, full, again := s.ns.full.recently(f)
+	if full {
 		return conflict, nil
+	}
+	if o, err := s.tryAny(again); o == won || err != nil {
+		return o, err
 	}
 	start := time.Now()
 	for n := 8; ; n = min(2*n, len(s.room)) {
@@ -530,13 +536,14 @@ func (s *search) tryNext(n int) (o outcome, more bool, err error) {
 // tryAny tries to take a port that nobody is on. In vain, the kernel walks
 // through all UDP sockets of the machine for that, whatever the size of the
 // range: a millisecond, and with a million sockets tens of them. Only three
-// percent of the time are spent on it.
-func (s *search) tryAny() (outcome, error) {
+// percent of the time are spent on it, unless the alternative is to search the
+// whole range again.
+func (s *search) tryAny(again bool) (outcome, error) {
 	if s.ports.Len() < 1024 {
 		return conflict, nil // looking at each of them is faster
 	}
 	f := flow{protocol: "udp", source: s.source, device: s.device}
-	if _, full := s.ns.full.recently(f); full {
+	if _, full, _ := s.ns.full.recently(f); full && !again {
 		return conflict, nil
 	}
 	start := time.Now()

@@ -207,8 +207,9 @@ var innerDials = sync.Pool{New: func() any {
 
 // release ends the use of i after the dial, unless the hook may still run: of
 // several addresses, net.Dialer does not wait for those that have lost the race.
+// A name may have several, and the unspecified address stands for two.
 func (i *innerDial) release() {
-	if _, err := netip.ParseAddrPort(i.address); err == nil {
+	if a, err := netip.ParseAddrPort(i.address); err == nil && !a.Addr().IsUnspecified() {
 		*i = innerDial{inHook: i.inHook}
 		innerDials.Put(i)
 	}

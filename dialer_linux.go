@@ -193,9 +193,13 @@ func (a *attempt) boundDevice() uint32 {
 	return a.ns.device.Load()
 }
 
-// flow is what the attempt needs a port for.
+// flow is what a TCP attempt needs a port for.
 func (a *attempt) flow() flow {
-	return flow{protocolOf(a.network), a.local.Addr(), a.remote, a.boundDevice()}
+	f := flow{protocol: "tcp", source: a.local.Addr(), destination: a.remote, device: a.boundDevice()}
+	if a.hook.hasUserControl() {
+		f.mark, f.unicastInterface = markOf(a.fd), a.unicastInterface()
+	}
+	return f
 }
 
 // errMulticastOptions leaves a case to the kernel.

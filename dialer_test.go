@@ -653,3 +653,56 @@ func TestNoSelfConnect(t *testing.T) {
 		})
 	}
 }
+
+// The unspecified address stands for two, and net.Dialer does not wait for the
+// one that has lost the race: the race detector watches what that one still does.
+func TestRaceForTheUnspecifiedAddress(t *testing.T) {
+	netns.Need(t)
+	listener, err := net.Listen("tcp", "[::]:0")
+	if err != nil {
+		t.Skip("needs IPv6:", err)
+	}
+	defer listener.Close()
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			conn.Close()
+		}
+	}()
+	address := fmt.Sprintf("[::]:%d", portOf(listener.Addr()))
+	for range 20 {
+		lost, won := make(chan struct{}), make(chan struct{})
+		finished := make(chan struct{})
+		var d connectx.Dialer
+		d.FallbackDelay = 1
+		d.ControlContext = func(_ context.Context, network, _ string, _ syscall.RawConn) error {
+			if network == "tcp6" {
+				<-lost
+				return nil
+			}
+			close(lost)
+			<-won
+			close(finished)
+			return nil
+		}
+		conn, err := d.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		close(won)
+		<-finished
+		// Dials that take what the first one has left.
+		for range 10 {
+			var other connectx.Dialer
+			conn, err := other.Dial("tcp", fmt.Sprintf("[::1]:%d", portOf(listener.Addr())))
+			if err != nil {
+				t.Fatal(err)
+			}
+			hangUp(conn)
+		}
+		hangUp(conn)
+	}
+}

@@ -98,7 +98,8 @@ func TestFullRangeIsRememberedBriefly(t *testing.T) {
 					}
 				}
 				slices.Sort(following)
-				if median := following[len(following)/2]; median > first/4 {
+				// A search that takes no time is repeated.
+				if median := following[len(following)/2]; first > 4*time.Millisecond && median > first/4 {
 					t.Errorf("the first dial took %v, and half of the others more than %v", first, median)
 				}
 

@@ -10,7 +10,7 @@ import (
 const (
 	// A search for a port that has found none is not repeated for as long as it
 	// took, but never for longer than maxRemember: the default range takes up
-	// to 50 ms, and a port that becomes free is to be found within 100.
+	// to 50 ms, and a port that becomes free then is to be found within 100.
 	maxRemember = 30 * time.Millisecond
 
 	// A search that takes less than minRemember may as well be repeated.
@@ -26,6 +26,9 @@ type flow struct {
 	source      netip.Addr     // invalid for TCP where the caller has chosen none
 	destination netip.AddrPort // invalid for all of them
 	device      uint32         // interface that the socket is bound to, else 0
+
+	// What else the source depends on, where it is not known.
+	mark, unicastInterface uint32
 }
 
 // A fullTable remembers where there was no port a moment ago, so that a storm of
@@ -38,8 +41,9 @@ type fullTable struct {
 }
 
 type fullFlow struct {
-	source netip.Addr
-	until  time.Time
+	source  netip.Addr
+	until   time.Time
+	elected bool // a dial is searching again
 }
 
 // remember notes that a search which began at start has found no port, and from
@@ -57,29 +61,34 @@ func (t *fullTable) rememberFor(f flow, source netip.Addr, d time.Duration) {
 	if t.flows == nil || len(t.flows) >= maxFull {
 		t.flows = make(map[flow]fullFlow)
 	}
-	t.flows[f] = fullFlow{source, time.Now().Add(d)}
+	t.flows[f] = fullFlow{source: source, until: time.Now().Add(d)}
 	t.used.Store(true)
 }
 
 // recently reports whether no port was found a moment ago, and from which source
-// address. When it is time to search again, one dial is told so, and the others
-// go by what is known until it has found out.
-func (t *fullTable) recently(f flow) (source netip.Addr, full bool) {
+// address. When it is time to search again, one dial is told so; for the others
+// what is known is good for another maxRemember.
+func (t *fullTable) recently(f flow) (source netip.Addr, full, again bool) {
 	if !t.used.Load() {
-		return netip.Addr{}, false
+		return netip.Addr{}, false, false
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	known, ok := t.flows[f]
 	if !ok {
-		return netip.Addr{}, false
+		return netip.Addr{}, false, false
 	}
-	now := time.Now()
-	if now.Before(known.until) {
-		return known.source, true
+	switch over := time.Since(known.until); {
+	case over < 0, over < maxRemember && known.elected:
+		return known.source, true, false
+	case over < maxRemember:
+		known.elected = true
+		t.flows[f] = known
+		return netip.Addr{}, false, true
+	default:
+		delete(t.flows, f)
+		return netip.Addr{}, false, false
 	}
-	t.flows[f] = fullFlow{known.source, now.Add(maxRemember)}
-	return netip.Addr{}, false
 }
 
 // forget notes that a port was found.
@@ -92,13 +101,12 @@ func (t *fullTable) forget(f flow) {
 	delete(t.flows, f)
 }
 
-// expire drops what nobody has asked for in a while.
+// expire drops what is out of date.
 func (t *fullTable) expire() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := time.Now()
 	for f, known := range t.flows {
-		if now.Sub(known.until) > refreshEvery {
+		if time.Since(known.until) > maxRemember {
 			delete(t.flows, f)
 		}
 	}

@@ -141,7 +141,7 @@ func printSystemCalls(d *connectx.Dialer, network, destination string) int {
 
 	var seen [10][100][4]uint32 // by dial: the number and the first three arguments
 	var counts [len(seen)]int
-	var dial atomic.Int32 // that is being watched, else -1
+	var dial, written atomic.Int32 // the dial that is being watched, else -1
 	dial.Store(-1)
 	var numbers []uint32
 	for nr := range watchedCalls {
@@ -158,6 +158,7 @@ func printSystemCalls(d *connectx.Dialer, network, destination string) int {
 		for j := range 3 {
 			call[1+j] = binary.NativeEndian.Uint32(data[offsetArguments+8*j:])
 		}
+		written.Add(1) // what is written here may be read after a Load
 	})
 	if err != nil {
 		return failChild("%v", err)
@@ -173,6 +174,7 @@ func printSystemCalls(d *connectx.Dialer, network, destination string) int {
 			return failChild("%v", err)
 		}
 		hangUp(conn)
+		written.Load()
 		if counts[i] < counts[best] {
 			best = i
 		}

@@ -63,6 +63,13 @@ func Bind(fd int, sa *Sockaddr) error {
 	return errno(e)
 }
 
+// BindAnyPort is bind(2) to port 0. The kernel searches for a port, which may take
+// long, so the scheduler is told.
+func BindAnyPort(fd int, sa *Sockaddr) error {
+	_, _, e := unix.Syscall(unix.SYS_BIND, uintptr(fd), uintptr(unsafe.Pointer(&sa.raw)), sa.len)
+	return errno(e)
+}
+
 // ConnectUDP is connect(2) on a datagram socket, which never waits.
 func ConnectUDP(fd int, sa *Sockaddr) error {
 	_, _, e := unix.RawSyscall(unix.SYS_CONNECT, uintptr(fd), uintptr(unsafe.Pointer(&sa.raw)), sa.len)
