@@ -3,7 +3,6 @@
 package connectx_test
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -245,26 +244,8 @@ const churnEnv = "CONNECTX_TEST_CHURN"
 
 func startChurner(b *testing.B, what string) {
 	b.Helper()
-	cmd := child(b, "churn", churnEnv+"="+what, "GOMAXPROCS=1")
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		stdin.Close()
-		if err := cmd.Wait(); err != nil {
-			b.Errorf("churn: %v", err)
-		}
-	})
-	if line, err := bufio.NewReader(stdout).ReadString('\n'); line != "full\n" {
-		b.Fatalf("churn: %q, %v", line, err)
+	if lines := startChild(b, "churn", churnEnv+"="+what, "GOMAXPROCS=1"); !lines.Scan() || lines.Text() != "full" {
+		b.Fatalf("churn: %q, %v", lines.Text(), lines.Err())
 	}
 }
 

@@ -3,7 +3,6 @@
 package connectx_test
 
 import (
-	"bufio"
 	"context"
 	"fmt"
 	"io"
@@ -120,30 +119,12 @@ func busySinks(b *testing.B, host string) []string {
 // apartSinks is busySinks in a process of their own.
 func apartSinks(b *testing.B, host string) (addresses []string) {
 	b.Helper()
-	cmd := child(b, "busy sinks", "HOST="+host)
-	stdin, err := cmd.StdinPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	stdout, err := cmd.StdoutPipe()
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() {
-		stdin.Close()
-		if err := cmd.Wait(); err != nil {
-			b.Error(err)
-		}
-	})
-	scanner := bufio.NewScanner(stdout)
-	for len(addresses) < benchServers && scanner.Scan() {
-		addresses = append(addresses, scanner.Text())
+	lines := startChild(b, "busy sinks", "HOST="+host)
+	for len(addresses) < benchServers && lines.Scan() {
+		addresses = append(addresses, lines.Text())
 	}
 	if len(addresses) < benchServers {
-		b.Fatalf("%d of %d servers: %v", len(addresses), benchServers, scanner.Err())
+		b.Fatalf("%d of %d servers: %v", len(addresses), benchServers, lines.Err())
 	}
 	return addresses
 }

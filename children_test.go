@@ -3,6 +3,7 @@
 package connectx_test
 
 import (
+	"bufio"
 	"fmt"
 	"os"
 	"os/exec"
@@ -24,6 +25,31 @@ func child(t testing.TB, name string, env ...string) *exec.Cmd {
 	cmd.Env = append(append(os.Environ(), childEnv+"="+name), env...)
 	cmd.Stderr = os.Stderr
 	return cmd
+}
+
+// startChild starts a child, which is to run until its standard input ends with
+// the test, and returns the lines that it prints.
+func startChild(t testing.TB, name string, env ...string) *bufio.Scanner {
+	t.Helper()
+	cmd := child(t, name, env...)
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		stdin.Close()
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	})
+	return bufio.NewScanner(stdout)
 }
 
 // runChild runs a child to its end and returns what it printed.

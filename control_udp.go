@@ -495,13 +495,18 @@ func (s *search) tryPort(port uint16, looked bool) (outcome, error) {
 	if o == won || err != nil {
 		return o, err
 	}
-	if o == contention && len(s.locked) < maxLocked {
-		s.locked = append(s.locked, port)
-	}
+	s.passOver(port, o)
 	if err := s.reuse(); err != nil {
 		return failed, err
 	}
 	return o, s.ended()
+}
+
+// passOver notes a port that may be worth another try.
+func (s *search) passOver(port uint16, o outcome) {
+	if o == contention && len(s.locked) < maxLocked {
+		s.locked = append(s.locked, port)
+	}
 }
 
 // tryNext looks at the next n ports at once, and tries those on which nobody was
@@ -521,9 +526,7 @@ func (s *search) tryNext(n int) (o outcome, more bool, err error) {
 	}
 	for i, port := range ports {
 		if sockets[i] != (lookup.Socket{}) {
-			if s.inTheWay(sockets[i]) == contention && len(s.locked) < maxLocked {
-				s.locked = append(s.locked, port)
-			}
+			s.passOver(port, s.inTheWay(sockets[i]))
 			continue
 		}
 		if o, err := s.tryPort(port, true); o == won || err != nil {

@@ -8,7 +8,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -232,16 +231,5 @@ func TestProgressOnATerminal(t *testing.T) {
 	}
 	if len(lines[2]) != len(lines[1])+1 || strings.Contains(lines[2], "more") {
 		t.Errorf("%q does not blank out %q", lines[2], lines[1])
-	}
-}
-
-func TestNoTerminal(t *testing.T) {
-	f, err := os.Create(filepath.Join(t.TempDir(), "out"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	if isTerminal(f) {
-		t.Error("a file is taken for a terminal")
 	}
 }

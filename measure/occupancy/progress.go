@@ -5,11 +5,10 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
-	"golang.org/x/sys/unix"
+	"github.com/seed22601231/connectx/internal/terminal"
 )
 
 // A progress shows how far the measurement is: on a terminal as a bar, elsewhere
@@ -21,7 +20,7 @@ type progress struct {
 
 func newProgress(w io.Writer, steps int) *progress {
 	p := &progress{w: w}
-	if isTerminal(w) {
+	if terminal.Is(w) {
 		p.bar = progressbar.NewOptions(steps,
 			progressbar.OptionSetWriter(w),
 			progressbar.OptionSetWidth(30),
@@ -31,15 +30,6 @@ func newProgress(w io.Writer, steps int) *progress {
 		)
 	}
 	return p
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }
 
 // step says that one occupancy has been measured.

@@ -14,7 +14,6 @@ import (
 	"os"
 	"runtime"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -23,6 +22,7 @@ import (
 	"github.com/seed22601231/connectx/internal/holders"
 	"github.com/seed22601231/connectx/internal/netns"
 	"github.com/seed22601231/connectx/internal/techniques"
+	"github.com/seed22601231/connectx/measure/internal/machine"
 )
 
 // occupancies are the percentages of the ports that are taken.
@@ -73,10 +73,7 @@ func measureAll(ctx context.Context, o options, stderr io.Writer) error {
 	if err := netns.SetPortRange(p.low, p.high); err != nil {
 		return err
 	}
-	here, err := describe(p)
-	if err != nil {
-		return err
-	}
+	here := describe(p)
 	// Random once, own once for each technique of ownFill.
 	show := newProgress(stderr, len(networks)*(1+len(ownFill))*len(occupancies))
 	defer show.end()
@@ -96,28 +93,13 @@ func measureAll(ctx context.Context, o options, stderr io.Writer) error {
 }
 
 // describe says what the results depend on.
-func describe(p plan) (where, error) {
-	var kernel unix.Utsname
-	if err := unix.Uname(&kernel); err != nil {
-		return where{}, os.NewSyscallError("uname", err)
-	}
-	info, err := os.ReadFile("/proc/cpuinfo")
-	if err != nil {
-		return where{}, err
-	}
-	processor := runtime.GOARCH
-	for line := range strings.Lines(string(info)) {
-		if name, value, ok := strings.Cut(line, ":"); ok && strings.TrimSpace(name) == "model name" {
-			processor = strings.TrimSpace(value)
-			break
-		}
-	}
+func describe(p plan) where {
 	return where{
 		ports:   p.ports(),
-		kernel:  unix.ByteSliceToString(kernel.Sysname[:]) + " " + unix.ByteSliceToString(kernel.Release[:]),
-		machine: fmt.Sprintf("%d cores, %s", runtime.NumCPU(), processor),
+		kernel:  machine.Kernel(),
+		machine: fmt.Sprintf("%d cores, %s", runtime.NumCPU(), machine.Processor()),
 		date:    time.Now().Format(time.DateOnly),
-	}, nil
+	}
 }
 
 // measure sweeps one network.

@@ -5,12 +5,11 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"time"
 
 	"github.com/schollz/progressbar/v3"
-	"golang.org/x/sys/unix"
+	"github.com/seed22601231/connectx/internal/terminal"
 )
 
 // A progress shows how far one step has come: on a terminal as a bar, elsewhere
@@ -29,7 +28,7 @@ type progress struct {
 
 func newProgress(w io.Writer, title string, total int) *progress {
 	p := &progress{w: w, title: title, total: total, last: time.Now()}
-	if isTerminal(w) {
+	if terminal.Is(w) {
 		p.bar = progressbar.NewOptions(total,
 			progressbar.OptionSetWriter(w),
 			progressbar.OptionSetDescription(fmt.Sprintf("%-28s", title)),
@@ -40,15 +39,6 @@ func newProgress(w io.Writer, title string, total int) *progress {
 		)
 	}
 	return p
-}
-
-func isTerminal(w io.Writer) bool {
-	f, ok := w.(*os.File)
-	if !ok {
-		return false
-	}
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
 }
 
 func (p *progress) add(n int) {

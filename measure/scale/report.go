@@ -3,23 +3,21 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
-	"os"
 	"regexp"
 	"runtime"
 	"strings"
 	"text/tabwriter"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/seed22601231/connectx/measure/internal/machine"
 )
 
 // newReport writes down what was measured, and on which machine.
 func newReport(results []*result) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Connections held at once from one source address, %s, in the ephemeral port\n", source)
-	fmt.Fprintf(&b, "range %d-%d of %s ports.\n%s\n\n", defaultPorts.low, defaultPorts.high, group(defaultPorts.size()), machine())
+	fmt.Fprintf(&b, "range %d-%d of %s ports.\n%s\n\n", defaultPorts.low, defaultPorts.high, group(defaultPorts.size()), describe())
 
 	w := tabwriter.NewWriter(&b, 0, 0, 3, ' ', 0)
 	row := func(title string, cell func(*result) string) {
@@ -93,28 +91,13 @@ func micros(d time.Duration) string {
 	return group(int(d.Round(time.Microsecond)/time.Microsecond)) + " µs"
 }
 
-// machine names the kernel, the processor, the date and the like, as far as they
+// describe names the kernel, the processor, the date and the like, as far as they
 // can be found out.
-func machine() string {
-	kernel := "Linux"
-	var name unix.Utsname
-	if unix.Uname(&name) == nil {
-		kernel += " " + unix.ByteSliceToString(name.Release[:])
-	}
-	processor := runtime.GOARCH
-	if text, err := os.ReadFile("/proc/cpuinfo"); err == nil {
-		for line := range bytes.Lines(text) {
-			key, value, _ := bytes.Cut(line, []byte(":"))
-			if string(bytes.TrimSpace(key)) == "model name" {
-				processor = string(bytes.TrimSpace(value))
-				break
-			}
-		}
-	}
+func describe() string {
 	memory := ""
 	if info, err := kilobytes("/proc/meminfo", "MemTotal"); err == nil {
 		memory = fmt.Sprintf(", %.0f GiB", float64(info["MemTotal"])/(1<<30))
 	}
-	return fmt.Sprintf("%s, %d cores of %s%s, %s, %s", kernel, runtime.NumCPU(), processor, memory,
+	return fmt.Sprintf("%s, %d cores of %s%s, %s, %s", machine.Kernel(), runtime.NumCPU(), machine.Processor(), memory,
 		runtime.Version(), time.Now().UTC().Format(time.DateOnly))
 }
