@@ -37,6 +37,7 @@ func (a *attempt) connectUDP() error {
 	if err := l.reuse(); err != nil {
 		return err
 	}
+	a.fallBack(l.blind)
 	return a.connectUDPAlone(l.blind)
 }
 
@@ -56,7 +57,10 @@ func (a *attempt) connectUDPAlone(why error) error {
 	if err := sys.SetInt(a.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 0); err != nil {
 		return os.NewSyscallError("setsockopt", err)
 	}
-	if a.local == (netip.AddrPort{}) {
+	switch {
+	case a.local.Port() == 0 && a.hook.ports != (PortRange{}):
+		return a.bindAlone()
+	case a.local == (netip.AddrPort{}):
 		return nil // net.Dialer connects, and the kernel picks a port
 	}
 	err := a.bind(a.local)
@@ -64,6 +68,21 @@ func (a *attempt) connectUDPAlone(why error) error {
 		return &inUseError{"the source port is in use and cannot be shared: " + why.Error(), a.chosen(), a.remote, err}
 	}
 	return os.NewSyscallError("bind", err)
+}
+
+// bindAlone binds a port of PortRange that nobody is on.
+func (a *attempt) bindAlone() error {
+	walk := a.ns.order.Walk(a.ports, a.local.Addr(), a.remote)
+	for port, ok := walk.Next(); ok; port, ok = walk.Next() {
+		switch err := a.bind(netip.AddrPortFrom(a.local.Addr(), port)); err {
+		case nil:
+			return nil
+		case unix.EADDRINUSE:
+		default:
+			return os.NewSyscallError("bind", err)
+		}
+	}
+	return a.exhausted(a.local.Addr(), taken{tried: a.ports.Len(), held: a.ports.Len()})
 }
 
 // A tupleLock is an attempt that may share its port. What keeps two sockets
@@ -97,6 +116,7 @@ func (l *tupleLock) connect() error {
 			return l.connectUDPAlone(err)
 		}
 		source = route.Source
+		l.sourceChosen(source)
 		if l.device == 0 {
 			l.device = route.Interface
 		}
@@ -114,16 +134,6 @@ func (l *tupleLock) canAsk() bool {
 	}
 	return l.blind == nil
 }
-
-// An outcome is what became of one try to take a 4-tuple.
-type outcome int
-
-const (
-	won        outcome = iota // the socket is connected
-	conflict                  // a socket is connected on the very 4-tuple
-	contention                // the port is locked, or held by a socket that does not share
-	failed                    // an error that has nothing to do with the port
-)
 
 // take tries to connect the socket from local. While a bound socket has
 // SO_REUSEADDR off, nobody else can bind its port: that is the lock. It lasts
@@ -157,6 +167,7 @@ func (l *tupleLock) take(local netip.AddrPort, looked bool) (o outcome, seen uin
 		if !l.canLook() {
 			return failed, 0, l.blind
 		}
+		l.did.Lookups++
 		switch s, err := l.conn.UDP(local, l.remote, l.device); {
 		case err == nil:
 			return l.inTheWay(s), s.Cookie, nil
@@ -185,9 +196,13 @@ func (l *tupleLock) takeAny(source netip.Addr) (outcome, error) {
 	default:
 		return failed, os.NewSyscallError("bind", err)
 	}
-	if source == l.remote.Addr() {
-		if local, err := sys.LocalAddr(l.fd); err != nil || local == l.remote {
+	if own := l.hook.ports; source == l.remote.Addr() || own != (PortRange{}) {
+		local, err := sys.LocalAddr(l.fd)
+		switch {
+		case err != nil, local == l.remote:
 			return conflict, nil // it would talk to itself
+		case own != (PortRange{}) && !own.Contains(local.Port()):
+			return conflict, nil // the system's range has changed a moment ago
 		}
 	}
 	o, _, err := l.finish()
@@ -259,6 +274,7 @@ func (l *tupleLock) takeShared(local netip.AddrPort) (o outcome, seen uint64, er
 // there is none.
 func (l *tupleLock) whoReceives(local netip.AddrPort) (s lookup.Socket, err error) {
 	for range 8 {
+		l.did.Lookups++
 		if s, err = l.conn.UDP(local, l.remote, l.device); err != lookup.ErrNotFound {
 			break
 		}
@@ -343,17 +359,20 @@ func (l *tupleLock) connectFrom(local netip.AddrPort) error {
 		looks        int
 	)
 	for try := 0; ; try++ {
+		l.begin(local.Port(), local.Port())
 		o, seen, err := l.take(local, false)
-		switch o {
-		case won:
-			return nil
-		case conflict:
-			return &inUseError{"the 4-tuple is in use", local, l.remote, unix.EADDRINUSE}
-		case failed:
-			return err
+		switch {
+		case o == contention:
+			err = l.reuse()
+		case o == conflict && l.bound:
+			err = l.setShared(1) // unlocks the port
 		}
-		if err := l.reuse(); err != nil {
+		l.end(local.Port(), local.Port(), o)
+		switch {
+		case o == won || err != nil:
 			return err
+		case o == conflict:
+			return &inUseError{"the 4-tuple is in use", local, l.remote, unix.EADDRINUSE}
 		}
 		now := time.Now()
 		if try == 0 {
@@ -402,11 +421,11 @@ func (a *attempt) sleep(d time.Duration) error {
 	return a.ended()
 }
 
-// connectPicked connects from a port of the ephemeral range.
+// connectPicked connects from a port of the range.
 func (l *tupleLock) connectPicked(source netip.Addr) error {
-	f := flow{protocol: "udp", source: source, destination: l.remote, device: l.device}
-	for ports := l.ns.ports.Load(); ; {
-		s := search{tupleLock: l, source: source, ports: ports, walk: l.ns.order.Walk(ports, source, l.remote)}
+	f := l.flow(source, l.device)
+	for system := l.ns.ports.Load(); ; {
+		s := search{tupleLock: l, source: source, walk: l.ns.order.Walk(l.ports, source, l.remote)}
 		o, err := s.run(f)
 		if o == won {
 			l.ns.full.forget(f)
@@ -415,10 +434,13 @@ func (l *tupleLock) connectPicked(source netip.Addr) error {
 			return err
 		}
 		now := l.ns.refresh()
-		if now == ports {
-			return &exhaustedError{ports, source, l.remote, unix.EAGAIN}
+		if now == system {
+			return l.exhausted(source, s.taken)
 		}
-		ports = now // the range is another one by now
+		system = now // the range is another one by now
+		if err := l.usePorts(now); err != nil {
+			return err
+		}
 	}
 }
 
@@ -426,10 +448,10 @@ func (l *tupleLock) connectPicked(source netip.Addr) error {
 type search struct {
 	*tupleLock
 	source netip.Addr
-	ports  *portpick.Ports
 	walk   portpick.Walk
 	room   [lookup.MaxPorts]uint16
 	locked []uint16 // passed over because of contention
+	taken  taken
 }
 
 // maxLocked bounds the ports that are tried again after contention. There are
@@ -460,8 +482,9 @@ func (s *search) run(f flow) (outcome, error) {
 			break
 		}
 	}
-	_, full, again := s.ns.full.recently(f)
+	known, full, again := s.ns.full.recently(f)
 	if full {
+		s.taken = known.taken
 		return conflict, nil
 	}
 	if o, err := s.tryAny(again); o == won || err != nil {
@@ -479,7 +502,7 @@ func (s *search) run(f flow) (outcome, error) {
 	}
 	o, err := s.tryLocked()
 	if o != won && err == nil {
-		s.ns.full.remember(f, s.source, start)
+		s.ns.full.remember(f, s.source, s.taken, start)
 	}
 	return o, err
 }
@@ -491,21 +514,28 @@ func (s *search) tryPort(port uint16, looked bool) (outcome, error) {
 	if local == s.remote {
 		return conflict, nil // it would talk to itself
 	}
+	s.begin(port, port)
 	o, _, err := s.take(local, looked)
+	if o == conflict || o == contention {
+		s.passOver(port, o)
+		err = s.reuse()
+	}
+	s.end(port, port, o)
 	if o == won || err != nil {
 		return o, err
-	}
-	s.passOver(port, o)
-	if err := s.reuse(); err != nil {
-		return failed, err
 	}
 	return o, s.ended()
 }
 
-// passOver notes a port that may be worth another try.
+// passOver notes that a port is taken. One that may be free in a moment is worth
+// another try.
 func (s *search) passOver(port uint16, o outcome) {
-	if o == contention && len(s.locked) < maxLocked {
-		s.locked = append(s.locked, port)
+	s.taken.tried++
+	if o == contention {
+		s.taken.held++
+		if len(s.locked) < maxLocked {
+			s.locked = append(s.locked, port)
+		}
 	}
 }
 
@@ -519,6 +549,7 @@ func (s *search) tryNext(n int) (o outcome, more bool, err error) {
 	if !s.canLook() {
 		return failed, false, s.blind
 	}
+	s.did.Lookups += uint64(len(ports))
 	sockets, err := s.conn.UDPPorts(s.source, ports, s.remote, s.device)
 	if err != nil {
 		s.blind = err
@@ -526,7 +557,10 @@ func (s *search) tryNext(n int) (o outcome, more bool, err error) {
 	}
 	for i, port := range ports {
 		if sockets[i] != (lookup.Socket{}) {
-			s.passOver(port, s.inTheWay(sockets[i]))
+			o := s.inTheWay(sockets[i])
+			s.begin(port, port)
+			s.passOver(port, o)
+			s.end(port, port, o)
 			continue
 		}
 		if o, err := s.tryPort(port, true); o == won || err != nil {
@@ -542,24 +576,28 @@ func (s *search) tryNext(n int) (o outcome, more bool, err error) {
 // percent of the time are spent on it, unless the alternative is to search the
 // whole range again.
 func (s *search) tryAny(again bool) (outcome, error) {
-	if s.ports.Len() < 1024 {
-		return conflict, nil // looking at each of them is faster
+	if s.ports.Len() < 1024 || s.outside {
+		return conflict, nil // looking at each of them is faster, or all there is
 	}
-	f := flow{protocol: "udp", source: s.source, device: s.device}
+	f := flow{protocol: "udp", source: s.source, ports: s.hook.ports, device: s.device}
 	if _, full, _ := s.ns.full.recently(f); full && !again {
 		return conflict, nil
 	}
-	start := time.Now()
-	o, err := s.takeAny(s.source)
-	if err != nil {
-		return o, err
+	if s.hook.ports != (PortRange{}) && !s.setPortRange(s.ports.Low(), s.ports.High()) {
+		return conflict, nil
 	}
+	start := time.Now()
+	s.begin(s.ports.Low(), s.ports.High())
+	o, err := s.takeAny(s.source)
+	if o == conflict {
+		s.ns.full.rememberFor(f, fullFlow{source: s.source}, 32*time.Since(start))
+		err = s.reuse()
+	}
+	s.end(s.ports.Low(), s.ports.High(), o)
 	if o == won {
 		s.ns.full.forget(f)
-		return o, nil
 	}
-	s.ns.full.rememberFor(f, s.source, 32*time.Since(start))
-	return o, s.reuse()
+	return o, err
 }
 
 // lockedPauses are the waits before ports that were locked are tried again,
@@ -580,6 +618,8 @@ func (s *search) tryLocked() (outcome, error) {
 		}
 		again := s.locked
 		s.locked = s.locked[:0]
+		s.taken.tried -= len(again)
+		s.taken.held -= len(again)
 		for _, port := range again {
 			if o, err := s.tryPort(port, false); o == won || err != nil {
 				return o, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"syscall"
 )
@@ -38,8 +39,47 @@ import (
 // Where the kernel does not answer the lookup that sharing a UDP port depends
 // on (netlink refused by a sandbox, no udp_diag), a UDP dial takes a port of
 // its own as net.Dialer would: limited, but never overshadowed.
+//
+// Fields that make no sense, alone or together, fail each dial with an error that
+// names the field and the value. On systems other than Linux, so do SourceAddrs
+// and PortRange, with [errors.ErrUnsupported].
 type Dialer struct {
 	net.Dialer
+
+	// SourceAddrs are the source addresses to use, of both families, in place
+	// of the one that LocalAddr can have; an error if LocalAddr is given as well.
+	// A dial uses one of the destination's family, at random, and the others if
+	// all ports of that one are taken towards the destination. A destination of
+	// which there is no address of the same family is left out if it is one of
+	// several of a host name, or else fails. With none, the source address comes
+	// from LocalAddr or from the routing table.
+	//
+	// An address that is not on this machine fails the dial, unless a Control
+	// hook sets IP_FREEBIND or the like. The slice must not be changed while
+	// there are dials.
+	SourceAddrs []netip.Addr
+
+	// PortRange is the range to pick source ports from, in place of the system's
+	// ephemeral range; reserved ports (net.ipv4.ip_local_reserved_ports) are left
+	// out of both. A LocalAddr whose port is not in it is an error.
+	//
+	// It need not be a part of the system's range. TCP connections from ports
+	// outside of that, and all of them before Linux 6.3, are bound to their
+	// port, which from then on programs that leave the choice of a port to
+	// connect do not get, not even for other destinations.
+	PortRange PortRange
+
+	// FastOpen lets TCP send the data of the first Write together with its SYN
+	// (RFC 7413, TCP_FASTOPEN_CONNECT), once the peer has handed out a cookie to
+	// an earlier connection. Where the kernel (net.ipv4.tcp_fastopen) or the peer
+	// does not do it, the connection is an ordinary one.
+	//
+	// With a cookie, a dial is done at once, and the handshake begins with the
+	// first Write: that is what a refused connection or a timeout comes with, and
+	// until then there is nothing to read. So it is only for protocols in which
+	// the client speaks first. The data must be safe to receive twice, as the
+	// RFC says.
+	FastOpen bool
 }
 
 // Dial connects to address with a zero [Dialer]. See [net.Dial].
@@ -62,11 +102,11 @@ func (d *Dialer) Dial(network, address string) (net.Conn, error) {
 
 // DialContext connects to the address on the named network using the provided
 // context. See [net.Dialer.DialContext]. Networks other than TCP and UDP are
-// net.Dialer's alone.
+// net.Dialer's alone, except that raw IP sockets use SourceAddrs as well.
 func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.Conn, error) {
 	inner := d.plan(network, address)
 	if inner == nil {
-		return d.Dialer.DialContext(ctx, network, address)
+		return d.plain(network).DialContext(ctx, network, address)
 	}
 	defer inner.release()
 	conn, err := inner.dialer.DialContext(ctx, inner.network, inner.address)
@@ -84,7 +124,7 @@ func (d *Dialer) DialContext(ctx context.Context, network, address string) (net.
 // port is. See [net.Dialer.DialTCP].
 func (d *Dialer) DialTCP(ctx context.Context, network string, laddr, raddr netip.AddrPort) (*net.TCPConn, error) {
 	if !supported || protocolOf(network) != "tcp" || !sameFamily(network, laddr, raddr) {
-		return d.Dialer.DialTCP(ctx, network, laddr, raddr)
+		return d.plain(network).DialTCP(ctx, network, laddr, raddr)
 	}
 	typed := *d
 	typed.LocalAddr = net.TCPAddrFromAddrPort(laddr)
@@ -100,7 +140,7 @@ func (d *Dialer) DialTCP(ctx context.Context, network string, laddr, raddr netip
 // port is. See [net.Dialer.DialUDP].
 func (d *Dialer) DialUDP(ctx context.Context, network string, laddr, raddr netip.AddrPort) (*net.UDPConn, error) {
 	if !supported || protocolOf(network) != "udp" || !sameFamily(network, laddr, raddr) {
-		return d.Dialer.DialUDP(ctx, network, laddr, raddr)
+		return d.plain(network).DialUDP(ctx, network, laddr, raddr)
 	}
 	typed := *d
 	typed.LocalAddr = net.UDPAddrFromAddrPort(laddr)
@@ -109,6 +149,16 @@ func (d *Dialer) DialUDP(ctx context.Context, network string, laddr, raddr netip
 		return nil, err
 	}
 	return conn.(*net.UDPConn), nil
+}
+
+// DialIP connects to raddr from laddr, or from one of SourceAddrs, on "ip",
+// "ip4" or "ip6". See [net.Dialer.DialIP].
+func (d *Dialer) DialIP(ctx context.Context, network string, laddr, raddr netip.Addr) (*net.IPConn, error) {
+	typed := *d
+	if laddr.IsValid() {
+		typed.LocalAddr = &net.IPAddr{IP: laddr.AsSlice(), Zone: laddr.Zone()}
+	}
+	return typed.plain(network).DialIP(ctx, network, laddr, raddr)
 }
 
 // NetDialer returns a plain [net.Dialer] that shares ports as d does, for the many
@@ -127,9 +177,10 @@ func (d *Dialer) DialUDP(ctx context.Context, network string, laddr, raddr netip
 func (d *Dialer) NetDialer() *net.Dialer {
 	plain := d.Dialer
 	if !supported {
-		return &plain
+		return d.plain("")
 	}
-	h := &hook{control: d.Control, controlContext: d.ControlContext, anyLocal: d.LocalAddr}
+	h := d.hook()
+	h.anyLocal = d.LocalAddr
 	plain.LocalAddr = nil
 	plain.Control = nil
 	plain.ControlContext = h.runAny
@@ -140,11 +191,14 @@ func (d *Dialer) NetDialer() *net.Dialer {
 // it dials.
 func (h *hook) runAny(ctx context.Context, network, address string, c syscall.RawConn) error {
 	if protocolOf(network) == "" {
+		if isIP(network) {
+			return h.runIP(ctx, network, address, c)
+		}
 		return h.userControl(ctx, network, address, c)
 	}
 	local, ok := localAddrPort(network, h.anyLocal)
 	if !ok {
-		return &net.AddrError{Err: "mismatched local address type", Addr: h.anyLocal.String()}
+		return &net.AddrError{Err: errMismatchedType, Addr: h.anyLocal.String()}
 	}
 	if a := local.Addr(); a.IsValid() && !a.IsUnspecified() {
 		if _, _, ok := withFamily(network, address, a); !ok {
@@ -154,6 +208,28 @@ func (h *hook) runAny(ctx context.Context, network, address string, c syscall.Ra
 	of := *h
 	of.local = local
 	return of.run(ctx, network, address, c)
+}
+
+// plain returns the net.Dialer for a dial that does not go through run: on other
+// systems, on other networks, and where it is bound to fail.
+func (d *Dialer) plain(network string) *net.Dialer {
+	plain := d.Dialer
+	h := d.hook()
+	switch {
+	case !supported && (len(d.SourceAddrs) > 0 || d.PortRange != PortRange{}):
+		plain.ControlContext = h.run
+	case supported && len(d.SourceAddrs) > 0 && isIP(network):
+		h.anyLocal = d.LocalAddr
+		plain.LocalAddr = nil
+		plain.ControlContext = h.runIP
+	}
+	return &plain
+}
+
+// isIP reports whether the network is that of raw IP sockets: "ip4:icmp".
+func isIP(network string) bool {
+	name, _, _ := strings.Cut(network, ":")
+	return name == "ip" || name == "ip4" || name == "ip6"
 }
 
 // protocolOf is "tcp" or "udp", or empty for all other networks.
@@ -226,15 +302,21 @@ func (d *Dialer) plan(network, address string) *innerDial {
 	if !ok {
 		return nil
 	}
+	h := d.hook()
+	h.local = local
 	if a := local.Addr(); a.IsValid() && !a.IsUnspecified() {
 		network, address, ok = withFamily(network, address, a)
 		if !ok {
 			return nil
 		}
+	} else if only := h.sources.onlyFamily(); only.IsValid() {
+		if narrow, here, ok := withFamily(network, address, only); ok {
+			network, address = narrow, here
+		}
 	}
 	inner := innerDials.Get().(*innerDial)
 	inner.dialer, inner.network, inner.address = d.Dialer, network, address
-	inner.hook = hook{control: d.Control, controlContext: d.ControlContext, local: local}
+	inner.hook = h
 	// The hook binds the socket, and a second bind would fail. What else
 	// net.Dialer would do with LocalAddr, to leave out the destination
 	// addresses of the other family, withFamily has seen to.
@@ -321,6 +403,28 @@ type hook struct {
 	controlContext func(ctx context.Context, network, address string, c syscall.RawConn) error
 	local          netip.AddrPort
 	anyLocal       net.Addr // LocalAddr of a NetDialer, from which local follows
+	sources        sources
+	ports          PortRange
+	fastOpen       bool
+}
+
+// hook returns the hook for dials of d, without the local address.
+func (d *Dialer) hook() hook {
+	return hook{
+		control: d.Control, controlContext: d.ControlContext,
+		sources: readSources(d.SourceAddrs), ports: d.PortRange, fastOpen: d.FastOpen,
+	}
+}
+
+// check returns an error for fields that no dial can be made with.
+func (h *hook) check() error {
+	if port := h.local.Port(); port != 0 && h.ports != (PortRange{}) && !h.ports.Contains(port) {
+		return &fieldError{field: "LocalAddr", value: h.local.String(), problem: "the port is not in PortRange " + h.ports.String()}
+	}
+	if len(h.sources.addrs) > 0 && h.local != (netip.AddrPort{}) {
+		return &fieldError{field: "LocalAddr", value: h.local.String(), problem: "cannot be used together with SourceAddrs"}
+	}
+	return h.sources.check()
 }
 
 // hasUserControl reports whether the caller has a hook of their own, and the

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/seed22601231/connectx/internal/sys"
 	"github.com/seed22601231/connectx/lookup"
+	"github.com/seed22601231/connectx/portpick"
 )
 
 // supported is true where the hook does the work. See dialer_other.go for the
@@ -38,7 +40,16 @@ type attempt struct {
 	ns     *namespace
 	local  netip.AddrPort // what the caller chose
 	remote netip.AddrPort
-	scope  uint32 // interface of a link-local address, else 0
+	scope  uint32          // interface of a link-local address, else 0
+	ports  *portpick.Ports // to pick from
+
+	// outside says that ports are not a part of the system's range, out of
+	// which the kernel would choose.
+	outside bool
+
+	trace  *Trace     // nil if nobody looks
+	source netip.Addr // for the trace; invalid if the kernel chooses it
+	did    ProtocolStats
 
 	lock tupleLock // UDP
 }
@@ -52,12 +63,16 @@ type attempt struct {
 // or EISCONN, and net.Dialer waits for the connection or has it; a UDP socket
 // connects to the same peer again.
 func (h *hook) run(ctx context.Context, network, address string, c syscall.RawConn) error {
+	if err := h.check(); err != nil {
+		return err
+	}
 	if err := h.userControl(ctx, network, address, c); err != nil {
 		return err
 	}
 	a := attempts.Get().(*attempt)
 	defer a.release()
 	a.hook, a.ctx, a.network, a.address, a.rawConn = h, ctx, network, address, c
+	a.trace = traceOf(ctx)
 	if err := c.Control(a.inControl); err != nil {
 		return err
 	}
@@ -72,6 +87,7 @@ var attempts = sync.Pool{New: func() any {
 }}
 
 func (a *attempt) release() {
+	a.count()
 	*a = attempt{inControl: a.inControl}
 	attempts.Put(a)
 }
@@ -86,25 +102,151 @@ func (a *attempt) connect() error {
 	if strings.HasSuffix(a.network, "6") {
 		a.family = unix.AF_INET6
 	}
-	if err := a.parseAddresses(); err != nil {
-		return err
-	}
-	if a.hook.hasUserControl() && a.boundByUser() {
-		return nil
-	}
 	ns, err := namespaceOf(a.fd)
 	if err != nil {
 		return os.NewSyscallError("getsockopt", err)
 	}
 	a.ns = ns
+	if err := a.usePorts(ns.ports.Load()); err != nil {
+		return err
+	}
+	if len(a.hook.sources.addrs) > 0 {
+		return a.connectFromSources()
+	}
+	return a.dialFrom(a.hook.local)
+}
+
+// usePorts sets what to pick ports from, given the system's range.
+func (a *attempt) usePorts(system *portpick.Ports) (err error) {
+	a.ports, a.outside = system, false
+	if own := a.hook.ports; own != (PortRange{}) {
+		a.outside = own.Low < system.Low() || own.High > system.High()
+		a.ports, err = system.Within(own.Low, own.High)
+	}
+	return err
+}
+
+// dialFrom connects from what the caller has chosen.
+func (a *attempt) dialFrom(local netip.AddrPort) error {
+	if err := a.parseAddresses(local); err != nil {
+		return err
+	}
+	if a.hook.hasUserControl() && a.boundByUser() {
+		return nil
+	}
+	if source := a.local.Addr(); source.IsValid() {
+		a.sourceChosen(source)
+	}
 	if protocolOf(a.network) == "tcp" {
 		return a.connectTCP()
 	}
 	return a.connectUDP()
 }
 
+// connectFromSources connects from one of SourceAddrs: from the next one if all
+// ports of those before are taken.
+func (a *attempt) connectFromSources() error {
+	// Tells the family; what is chosen comes below.
+	if err := a.parseAddresses(netip.AddrPort{}); err != nil {
+		return err
+	}
+	var all *PortsExhaustedError
+	for source := range a.hook.sources.inTurn(a.remote.Addr().Is4()) {
+		err := a.fullFrom(source)
+		if err == nil {
+			err = a.dialFrom(netip.AddrPortFrom(source, 0))
+		}
+		exhausted, ok := err.(*PortsExhaustedError)
+		if !ok {
+			return notThisMachines(source, err)
+		}
+		all = all.and(exhausted)
+	}
+	if all == nil {
+		return a.hook.sources.noneFor(a.address)
+	}
+	slices.SortFunc(all.Sources, netip.Addr.Compare)
+	all.Sources = slices.Compact(all.Sources)
+	return all
+}
+
+// fullFrom spares a dial the search on a source address for which another one
+// has found no port a moment ago.
+func (a *attempt) fullFrom(source netip.Addr) error {
+	if !a.ns.full.used.Load() {
+		return nil
+	}
+	if err := a.parseAddresses(netip.AddrPortFrom(source, 0)); err != nil {
+		return err
+	}
+	if known, full := a.ns.full.isKnown(a.flow(a.local.Addr(), a.boundDevice())); full {
+		return a.exhausted(a.local.Addr(), known.taken)
+	}
+	return nil
+}
+
+// notThisMachines says which of SourceAddrs could not be bound.
+func notThisMachines(source netip.Addr, err error) error {
+	if call, ok := err.(*os.SyscallError); !ok || call.Syscall != "bind" {
+		return err
+	}
+	problem := "cannot be used"
+	if errors.Is(err, unix.EADDRNOTAVAIL) {
+		problem = "not an address of this machine"
+	}
+	return &fieldError{field: "SourceAddrs", value: source.String(), problem: problem, err: err}
+}
+
+// runIP is the ControlContext for raw IP sockets, which have no ports: all there
+// is to do is to bind the source address.
+func (h *hook) runIP(ctx context.Context, network, address string, c syscall.RawConn) error {
+	if err := h.userControl(ctx, network, address, c); err != nil {
+		return err
+	}
+	family := unix.AF_INET
+	if strings.HasSuffix(network, "6") {
+		family = unix.AF_INET6
+	}
+	source, err := h.sourceIP(family == unix.AF_INET, address)
+	if err != nil || !source.IsValid() {
+		return err
+	}
+	ctlErr := c.Control(func(fd uintptr) {
+		sa := sys.NewSockaddr(family, netip.AddrPortFrom(source.WithZone(""), 0), interfaceIndex(int(fd), source.Zone()))
+		err = notThisMachines(source, os.NewSyscallError("bind", sys.Bind(int(fd), &sa)))
+	})
+	return errors.Join(ctlErr, err)
+}
+
+// sourceIP is the source address of a raw IP socket, invalid if none is chosen.
+func (h *hook) sourceIP(is4 bool, destination string) (netip.Addr, error) {
+	var local netip.Addr
+	switch a := h.anyLocal.(type) {
+	case nil:
+	case *net.IPAddr:
+		if a != nil {
+			local, _ = netip.AddrFromSlice(a.IP)
+			local = local.Unmap().WithZone(a.Zone)
+		}
+	default:
+		return netip.Addr{}, &net.AddrError{Err: errMismatchedType, Addr: a.String()}
+	}
+	if len(h.sources.addrs) == 0 {
+		return local, nil
+	}
+	of := *h
+	of.local = netip.AddrPortFrom(local, 0)
+	if err := of.check(); err != nil {
+		return netip.Addr{}, err
+	}
+	for source := range h.sources.inTurn(is4) {
+		return source, nil
+	}
+	return netip.Addr{}, h.sources.noneFor(destination)
+}
+
 // parseAddresses sets local, remote and scope.
-func (a *attempt) parseAddresses() error {
+func (a *attempt) parseAddresses(local netip.AddrPort) error {
 	address := a.address
 	if strings.HasPrefix(address, ":") {
 		// Package net's form of "this host".
@@ -115,7 +257,7 @@ func (a *attempt) parseAddresses() error {
 		return err
 	}
 	addr := remote.Addr().Unmap()
-	a.local = a.hook.local
+	a.local = local
 	zone := addr.Zone()
 	if local := a.local.Addr(); local.IsValid() {
 		if zone == "" {
@@ -131,9 +273,7 @@ func (a *attempt) parseAddresses() error {
 		addr = a.thisHost()
 	}
 	a.remote = netip.AddrPortFrom(addr, remote.Port())
-	if zone != "" {
-		a.scope = a.interfaceIndex(zone)
-	}
+	a.scope = interfaceIndex(a.fd, zone)
 	for _, addr := range []netip.Addr{a.local.Addr(), a.remote.Addr()} {
 		if a.family == unix.AF_INET && addr.Is6() {
 			return &net.AddrError{Err: "non-IPv4 address", Addr: addr.String()}
@@ -157,9 +297,12 @@ func (a *attempt) thisHost() netip.Addr {
 
 // interfaceIndex returns the index of the interface that a zone names, in the
 // namespace of the socket; 0 if there is none, which the kernel refuses then.
-func (a *attempt) interfaceIndex(zone string) uint32 {
+func interfaceIndex(fd int, zone string) uint32 {
+	if zone == "" {
+		return 0
+	}
 	if ifreq, err := unix.NewIfreq(zone); err == nil {
-		if unix.IoctlIfreq(a.fd, unix.SIOCGIFINDEX, ifreq) == nil {
+		if unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifreq) == nil {
 			return ifreq.Uint32()
 		}
 	}
@@ -193,10 +336,10 @@ func (a *attempt) boundDevice() uint32 {
 	return a.ns.device.Load()
 }
 
-// flow is what a TCP attempt needs a port for.
-func (a *attempt) flow() flow {
-	f := flow{protocol: "tcp", source: a.local.Addr(), destination: a.remote, device: a.boundDevice()}
-	if a.hook.hasUserControl() {
+// flow is what the attempt needs a port for.
+func (a *attempt) flow(source netip.Addr, device uint32) flow {
+	f := flow{protocol: protocolOf(a.network), source: source, destination: a.remote, ports: a.hook.ports, device: device}
+	if !source.IsValid() && a.hook.hasUserControl() {
 		f.mark, f.unicastInterface = markOf(a.fd), a.unicastInterface()
 	}
 	return f
@@ -251,7 +394,8 @@ func (a *attempt) renew() error {
 	if protocolOf(a.network) == "tcp" {
 		kind = unix.SOCK_STREAM
 	}
-	fresh, err := unix.Socket(a.family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
+	protocol, _ := sys.Int(a.fd, unix.SOL_SOCKET, unix.SO_PROTOCOL) // MPTCP, or the default
+	fresh, err := unix.Socket(a.family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, int(protocol))
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}
@@ -298,4 +442,116 @@ func (a *attempt) ended() error {
 		return contextError{context.DeadlineExceeded}
 	}
 	return nil
+}
+
+// An outcome is what became of one try to take a 4-tuple.
+type outcome int
+
+const (
+	won        outcome = iota // the socket is connected, or connecting
+	conflict                  // the very 4-tuple exists
+	contention                // the port is locked, or held by a socket that does not share
+	failed                    // an error that has nothing to do with the port
+)
+
+// sourceChosen notes the source address that ports are looked for on.
+func (a *attempt) sourceChosen(source netip.Addr) {
+	a.source = source
+	if a.trace != nil && a.trace.SourceChosen != nil {
+		a.trace.SourceChosen(source, a.remote)
+	}
+}
+
+// begin notes that a try begins: of one port, or of all from low to high.
+func (a *attempt) begin(low, high uint16) {
+	a.did.Tries++
+	if a.trace != nil && a.trace.Try != nil {
+		a.trace.Try(a.try(low, high))
+	}
+}
+
+// end notes what has become of the try. No port is locked by then.
+func (a *attempt) end(low, high uint16, o outcome) {
+	var call func(TraceTry)
+	switch o {
+	case won:
+		a.did.Wins++
+	case conflict:
+		a.did.Conflicts++
+		if a.trace != nil {
+			call = a.trace.Conflict
+		}
+	case contention:
+		a.did.Contention++
+		if a.trace != nil {
+			call = a.trace.Contention
+		}
+	default:
+		a.did.Errors++
+	}
+	if call != nil {
+		call(a.try(low, high))
+	}
+}
+
+func (a *attempt) try(low, high uint16) TraceTry {
+	network := protocolOf(a.network) + "6"
+	if a.remote.Addr().Is4() {
+		network = protocolOf(a.network) + "4"
+	}
+	return TraceTry{Network: network, Source: a.source, Ports: PortRange{low, high}, Destination: a.remote}
+}
+
+// fallBack notes that the kernel does not do what sharing ports depends on.
+func (a *attempt) fallBack(reason error) {
+	a.did.Fallbacks = 1
+	if a.trace != nil && a.trace.Fallback != nil {
+		a.trace.Fallback(reason)
+	}
+}
+
+// count adds what the attempt has done to what all have done.
+func (a *attempt) count() {
+	switch {
+	case a.hook.local.Port() != 0:
+		a.did.DialsFromPort = 1
+	case a.local.Addr().IsValid():
+		a.did.DialsFromAddr = 1
+	default:
+		a.did.DialsFromAny = 1
+	}
+	if _, ok := a.err.(*PortsExhaustedError); ok {
+		a.did.Exhausted = 1
+	}
+	if protocolOf(a.network) == "tcp" {
+		stats.TCP.add(&a.did)
+	} else {
+		stats.UDP.add(&a.did)
+	}
+}
+
+// A taken is what the ports are taken by that a search has looked at.
+type taken struct {
+	tried, timeWait, held int
+}
+
+// exhausted is the error of a dial for which there is no port.
+func (a *attempt) exhausted(source netip.Addr, by taken) *PortsExhaustedError {
+	e := &PortsExhaustedError{
+		Network:     protocolOf(a.network),
+		Destination: a.remote,
+		Ports:       PortRange{a.ports.Low(), a.ports.High()},
+		Reserved:    a.ports.Reserved(),
+		Tried:       by.tried,
+		TimeWait:    by.timeWait,
+		Held:        by.held,
+		errno:       unix.EAGAIN,
+	}
+	if e.Network == "tcp" {
+		e.errno = unix.EADDRNOTAVAIL
+	}
+	if source.IsValid() {
+		e.Sources = []netip.Addr{source}
+	}
+	return e
 }

@@ -4,7 +4,10 @@ package connectx
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net"
+	"runtime"
 	"syscall"
 )
 
@@ -12,8 +15,16 @@ import (
 const supported = false
 
 // run is the body of the hook on Linux (dialer_linux.go).
-func (h *hook) run(ctx context.Context, network, address string, c syscall.RawConn) error {
-	return h.userControl(ctx, network, address, c)
+func (h *hook) run(context.Context, string, string, syscall.RawConn) error {
+	if len(h.sources.addrs) > 0 {
+		return &fieldError{field: "SourceAddrs", value: fmt.Sprint(h.sources.addrs), problem: "needs Linux, not " + runtime.GOOS, err: errors.ErrUnsupported}
+	}
+	return &fieldError{field: "PortRange", value: h.ports.String(), problem: "needs Linux, not " + runtime.GOOS, err: errors.ErrUnsupported}
+}
+
+// runIP is the same for raw IP sockets.
+func (h *hook) runIP(ctx context.Context, network, address string, c syscall.RawConn) error {
+	return h.run(ctx, network, address, c)
 }
 
 // dropStrangers has nothing to do here.

@@ -6,19 +6,98 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strings"
 	"syscall"
-
-	"github.com/seed22601231/connectx/portpick"
 )
 
 // ErrPortsExhausted says that every port of the range is taken towards this
-// destination from this source address. Test for it with [errors.Is]; the
-// error also wraps what the kernel says in that case: EADDRNOTAVAIL for TCP,
-// EAGAIN for UDP. It is not a timeout.
+// destination from this source address, or from each of several. Test for it
+// with [errors.Is]; the error is a [*PortsExhaustedError], which has the details.
 //
 // Connections to other destinations are not affected. More source addresses,
 // or a wider net.ipv4.ip_local_port_range, give more connections to this one.
 var ErrPortsExhausted = errors.New("ephemeral ports exhausted")
+
+// A PortsExhaustedError is [ErrPortsExhausted] with the circumstances. Find it
+// with [errors.As]. It also wraps what the kernel says in that case: EADDRNOTAVAIL
+// for TCP, EAGAIN for UDP. It is not a timeout.
+//
+// What a port is taken by is what the search for a free one came upon. It was not
+// necessarily this dial's: that a range is full is remembered for some
+// milliseconds. See also [PortsExhaustedError.Usage].
+type PortsExhaustedError struct {
+	Network     string       // "tcp" or "udp"
+	Sources     []netip.Addr // each was tried; empty if it is not known
+	Destination netip.AddrPort
+	Ports       PortRange
+
+	Reserved int // ports of the range that are reserved, and never used
+	Tried    int // ports that were looked at, from all sources together
+	TimeWait int // of those, ports with a connection to Destination in TIME_WAIT
+	Held     int // of those, ports that a socket has which does not share them
+
+	// errno is deliberately not an os.SyscallError: net.Dialer would dial
+	// twice more if it saw EADDRNOTAVAIL, and would call EAGAIN a timeout.
+	errno syscall.Errno
+}
+
+// Error names the range, the sources (the first few of many) and the destination,
+// and says what to do about it.
+func (e *PortsExhaustedError) Error() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%v: all of %v", ErrPortsExhausted, e.Ports)
+	if e.Reserved > 0 {
+		fmt.Fprintf(&b, " without %d reserved", e.Reserved)
+	}
+	const named = 8
+	for i, source := range e.Sources[:min(len(e.Sources), named)] {
+		separator := ", "
+		if i == 0 {
+			separator = " from "
+		}
+		b.WriteString(separator + source.String())
+	}
+	if more := len(e.Sources) - named; more > 0 {
+		fmt.Fprintf(&b, " and %d more", more)
+	}
+	fmt.Fprintf(&b, " to %v are taken (%s): %v", e.Destination, e.advice(), e.errno)
+	return b.String()
+}
+
+// advice is what an operator can do about what most ports are taken by.
+func (e *PortsExhaustedError) advice() string {
+	switch {
+	case e.TimeWait > e.Tried/2:
+		return fmt.Sprintf("%d in TIME_WAIT: keep connections open, or set net.ipv4.tcp_tw_reuse=1", e.TimeWait)
+	case e.Held > e.Tried/2:
+		return fmt.Sprintf("%d held by sockets that do not share them: use connectx for those as well, or another range", e.Held)
+	default:
+		return "more source addresses or a wider range would give more connections"
+	}
+}
+
+// Unwrap returns ErrPortsExhausted and the errno.
+func (e *PortsExhaustedError) Unwrap() []error { return []error{ErrPortsExhausted, e.errno} }
+
+func (e *PortsExhaustedError) source() netip.AddrPort {
+	if len(e.Sources) != 1 {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(e.Sources[0], 0)
+}
+
+// and adds what became of another source address to what became of those
+// before, which is nil if it is the first.
+func (e *PortsExhaustedError) and(another *PortsExhaustedError) *PortsExhaustedError {
+	if e == nil {
+		return another
+	}
+	e.Sources = append(e.Sources, another.Sources...)
+	e.Tried += another.Tried
+	e.TimeWait += another.TimeWait
+	e.Held += another.Held
+	return e
+}
 
 // A sourcer is an error that knows the source address of the dial, where the
 // caller did not give one.
@@ -27,27 +106,21 @@ type sourcer interface {
 	source() netip.AddrPort
 }
 
-// exhaustedError is ErrPortsExhausted with the circumstances. The errno in it
-// is deliberately not an os.SyscallError: net.Dialer would dial twice more if
-// it saw EADDRNOTAVAIL, and would call EAGAIN a timeout.
-type exhaustedError struct {
-	ports       *portpick.Ports
-	sourceAddr  netip.Addr // invalid if not known
-	destination netip.AddrPort
-	errno       syscall.Errno
+// fieldError says what is wrong with a field of a Dialer.
+type fieldError struct {
+	field, value, problem string
+	err                   error // or nil
 }
 
-func (e *exhaustedError) Error() string {
-	from := ""
-	if e.sourceAddr.IsValid() {
-		from = " from " + e.sourceAddr.String()
+func (e *fieldError) Error() string {
+	s := fmt.Sprintf("%s %s: %s", e.field, e.value, e.problem)
+	if e.err != nil {
+		s += ": " + e.err.Error()
 	}
-	return fmt.Sprintf("%v: all of %v%s to %v are taken: %v", ErrPortsExhausted, e.ports, from, e.destination, e.errno)
+	return s
 }
 
-func (e *exhaustedError) Unwrap() []error { return []error{ErrPortsExhausted, e.errno} }
-
-func (e *exhaustedError) source() netip.AddrPort { return netip.AddrPortFrom(e.sourceAddr, 0) }
+func (e *fieldError) Unwrap() error { return e.err }
 
 // inUseError says that an explicit source port cannot be had: the 4-tuple
 // exists already, or somebody holds the port without sharing it.
@@ -106,8 +179,11 @@ func completeError(err error, network string, local net.Addr) error {
 	return err
 }
 
-// errNoSuitableAddress is package net's text.
-const errNoSuitableAddress = "no suitable address found"
+// Package net's texts.
+const (
+	errNoSuitableAddress = "no suitable address found"
+	errMismatchedType    = "mismatched local address type"
+)
 
 func netAddr(network string, ap netip.AddrPort) net.Addr {
 	if protocolOf(network) == "tcp" {

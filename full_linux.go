@@ -25,6 +25,7 @@ type flow struct {
 	protocol    string         // "tcp" or "udp"
 	source      netip.Addr     // invalid for TCP where the caller has chosen none
 	destination netip.AddrPort // invalid for all of them
+	ports       PortRange      // zero for the system's
 	device      uint32         // interface that the socket is bound to, else 0
 
 	// What else the source depends on, where it is not known.
@@ -42,53 +43,72 @@ type fullTable struct {
 
 type fullFlow struct {
 	source  netip.Addr
+	taken   taken
 	until   time.Time
 	elected bool // a dial is searching again
 }
 
-// remember notes that a search which began at start has found no port, and from
-// which source address.
-func (t *fullTable) remember(f flow, source netip.Addr, start time.Time) {
+// remember notes that a search which began at start has found no port, from which
+// source address, and what it has found instead.
+func (t *fullTable) remember(f flow, source netip.Addr, by taken, start time.Time) {
 	if took := time.Since(start); took >= minRemember {
-		t.rememberFor(f, source, min(took, maxRemember))
+		t.rememberFor(f, fullFlow{source: source, taken: by}, min(took, maxRemember))
 	}
 }
 
 // rememberFor is remember for a time that has nothing to do with the search.
-func (t *fullTable) rememberFor(f flow, source netip.Addr, d time.Duration) {
+func (t *fullTable) rememberFor(f flow, known fullFlow, d time.Duration) {
+	known.until = time.Now().Add(d)
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.flows == nil || len(t.flows) >= maxFull {
 		t.flows = make(map[flow]fullFlow)
 	}
-	t.flows[f] = fullFlow{source: source, until: time.Now().Add(d)}
+	t.flows[f] = known
 	t.used.Store(true)
 }
 
 // recently reports whether no port was found a moment ago, and from which source
 // address. When it is time to search again, one dial is told so; for the others
 // what is known is good for another maxRemember.
-func (t *fullTable) recently(f flow) (source netip.Addr, full, again bool) {
+func (t *fullTable) recently(f flow) (known fullFlow, full, again bool) {
 	if !t.used.Load() {
-		return netip.Addr{}, false, false
+		return fullFlow{}, false, false
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	known, ok := t.flows[f]
 	if !ok {
-		return netip.Addr{}, false, false
+		return fullFlow{}, false, false
 	}
-	switch over := time.Since(known.until); {
-	case over < 0, over < maxRemember && known.elected:
-		return known.source, true, false
-	case over < maxRemember:
+	switch {
+	case known.holds():
+		return known, true, false
+	case time.Since(known.until) < maxRemember:
 		known.elected = true
 		t.flows[f] = known
-		return netip.Addr{}, false, true
+		return fullFlow{}, false, true
 	default:
 		delete(t.flows, f)
-		return netip.Addr{}, false, false
+		return fullFlow{}, false, false
 	}
+}
+
+// holds reports whether it is not yet, or somebody else's, time to search again.
+func (f *fullFlow) holds() bool {
+	over := time.Since(f.until)
+	return over < 0 || over < maxRemember && f.elected
+}
+
+// isKnown is recently for somebody who does not mean to search again.
+func (t *fullTable) isKnown(f flow) (known fullFlow, full bool) {
+	if !t.used.Load() {
+		return fullFlow{}, false
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	known, ok := t.flows[f]
+	return known, ok && known.holds()
 }
 
 // forget notes that a port was found.

@@ -46,6 +46,10 @@ type Socket struct {
 
 	// UID is the user that the socket belongs to.
 	UID uint32
+
+	// TimeWait says that a TCP connection is over, and its 4-tuple only kept
+	// from use for a while.
+	TimeWait bool
 }
 
 // Connected reports whether the socket is connected. That need not be on the

@@ -99,6 +99,9 @@ func (c *Conn) Close() error {
 	return errors.Join(unix.Close(c.diag.fd), unix.Close(c.route.fd))
 }
 
+// TCP_TIME_WAIT of include/net/tcp_states.h, an idiag_state.
+const tcpTimeWait = 6
+
 // Layouts from include/uapi/linux/inet_diag.h.
 const (
 	sizeofDiagRequest = 56 // struct inet_diag_req_v2
@@ -198,6 +201,8 @@ func parseDiagMessage(b []byte) (Socket, error) {
 		Cookie: binary.NativeEndian.Uint64(id[idCookie:]),
 		Local:  netip.AddrPortFrom(addrOf(family, id[idSource:]), binary.BigEndian.Uint16(id[idSourcePort:])),
 		UID:    binary.NativeEndian.Uint32(b[64:]),
+
+		TimeWait: b[1] == tcpTimeWait,
 	}
 	if port := binary.BigEndian.Uint16(id[idDestPort:]); port != 0 {
 		s.Remote = netip.AddrPortFrom(addrOf(family, id[idDest:]), port)

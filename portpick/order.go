@@ -62,9 +62,9 @@ func (c cursor) withCredit(n uint32) cursor { return c&^(0xff<<32) | cursor(n)<<
 
 // Walk begins the search for a port for one dial from source to destination.
 // An invalid source stands for one that is not known yet. Zones are not looked
-// at.
+// at. Each range of ports has an order of its own.
 func (o *Order) Walk(ports *Ports, source netip.Addr, destination netip.AddrPort) Walk {
-	var message [35]byte
+	var message [39]byte
 	if source.IsValid() {
 		a := source.As16()
 		copy(message[:], a[:])
@@ -75,6 +75,8 @@ func (o *Order) Walk(ports *Ports, source netip.Addr, destination netip.AddrPort
 		copy(message[16:], a[:])
 	}
 	binary.LittleEndian.PutUint16(message[32:], destination.Port())
+	binary.LittleEndian.PutUint16(message[35:], ports.low)
+	binary.LittleEndian.PutUint16(message[37:], ports.high)
 	key := siphash(o.secret, message[:])
 
 	w := Walk{ports: ports, key: key, slot: o.slot(mix(key))}

@@ -2,6 +2,7 @@ package portpick
 
 import (
 	"fmt"
+	"math/bits"
 	"strconv"
 	"strings"
 )
@@ -17,7 +18,29 @@ const (
 type Ports struct {
 	low, high uint16
 	count     int
-	reserved  *[1 << 16 / 64]uint64 // one bit a port; nil if none is reserved
+	reserved  *portSet // nil if none is reserved; may have ports outside of the range
+}
+
+// A portSet has one bit for each port.
+type portSet [1 << 16 / 64]uint64
+
+func (s *portSet) add(port uint16)           { s[port/64] |= 1 << (port % 64) }
+func (s *portSet) contains(port uint16) bool { return s[port/64]&(1<<(port%64)) != 0 }
+
+// count returns how many ports from low to high are in the set.
+func (s *portSet) count(low, high uint16) int {
+	n := 0
+	for i := low / 64; i <= high/64; i++ {
+		word := s[i]
+		if i == low/64 {
+			word &= ^uint64(0) << (low % 64)
+		}
+		if i == high/64 {
+			word &= ^uint64(0) >> (63 - high%64)
+		}
+		n += bits.OnesCount64(word)
+	}
+	return n
 }
 
 // NewPorts returns the ports from low to high, both included. Ports for which
@@ -25,26 +48,33 @@ type Ports struct {
 //
 // It is an error if low is 0 or above high.
 func NewPorts(low, high uint16, reserved func(port uint16) bool) (*Ports, error) {
+	var set *portSet
+	if reserved != nil {
+		set = new(portSet)
+		for port := range 1 << 16 {
+			if reserved(uint16(port)) {
+				set.add(uint16(port))
+			}
+		}
+	}
+	return portsWithout(low, high, set)
+}
+
+func portsWithout(low, high uint16, reserved *portSet) (*Ports, error) {
 	if low == 0 || low > high {
 		return nil, fmt.Errorf("port range %d-%d: low must be at least 1 and at most high", low, high)
 	}
-	p := &Ports{low: low, high: high, count: int(high) - int(low) + 1}
-	if reserved == nil {
-		return p, nil
-	}
-	var set [1 << 16 / 64]uint64
-	left := 0
-	for port := int(low); port <= int(high); port++ {
-		if reserved(uint16(port)) {
-			set[port/64] |= 1 << (port % 64)
-			left++
-		}
-	}
-	if left > 0 {
-		p.reserved = &set
-		p.count -= left
+	p := &Ports{low: low, high: high, count: int(high) - int(low) + 1, reserved: reserved}
+	if reserved != nil {
+		p.count -= reserved.count(low, high)
 	}
 	return p, nil
+}
+
+// Within returns the ports from low to high, with the same ones reserved as in
+// p. They need not be part of p's range. The errors are those of [NewPorts].
+func (p *Ports) Within(low, high uint16) (*Ports, error) {
+	return portsWithout(low, high, p.reserved)
 }
 
 // Low is the first port of the range.
@@ -57,16 +87,19 @@ func (p *Ports) High() uint16 { return p.high }
 // without the reserved ports.
 func (p *Ports) Len() int { return p.count }
 
+// Reserved is the number of ports of the range that are left out.
+func (p *Ports) Reserved() int { return int(p.high) - int(p.low) + 1 - p.count }
+
 // Contains reports whether port is in the range and not reserved.
 func (p *Ports) Contains(port uint16) bool {
 	return p.low <= port && port <= p.high && !p.isReserved(port)
 }
 
 func (p *Ports) isReserved(port uint16) bool {
-	return p.reserved != nil && p.reserved[port/64]&(1<<(port%64)) != 0
+	return p.reserved != nil && p.reserved.contains(port)
 }
 
-// equal reports whether p and q hold the same ports.
+// equal reports whether p and q hold the same ports, and have the same reserved.
 func (p *Ports) equal(q *Ports) bool {
 	if p.low != q.low || p.high != q.high || p.count != q.count {
 		return false
@@ -78,8 +111,8 @@ func (p *Ports) equal(q *Ports) bool {
 // are any: "32768-60999", "32768-60999 without 12 reserved".
 func (p *Ports) String() string {
 	s := fmt.Sprintf("%d-%d", p.low, p.high)
-	if left := int(p.high) - int(p.low) + 1 - p.count; left > 0 {
-		s += fmt.Sprintf(" without %d reserved", left)
+	if n := p.Reserved(); n > 0 {
+		s += fmt.Sprintf(" without %d reserved", n)
 	}
 	return s
 }
@@ -110,7 +143,7 @@ func ParsePorts(portRange, reservedPorts string) (*Ports, error) {
 	if err != nil {
 		return nil, fmt.Errorf("ip_local_reserved_ports %q: %w", reservedPorts, err)
 	}
-	return NewPorts(low, high, reserved)
+	return portsWithout(low, high, reserved)
 }
 
 func parsePort(s string) (uint16, error) {
@@ -118,12 +151,12 @@ func parsePort(s string) (uint16, error) {
 	return uint16(n), err
 }
 
-func parseReserved(s string) (func(uint16) bool, error) {
+func parseReserved(s string) (*portSet, error) {
 	s = strings.TrimSpace(s)
 	if s == "" {
 		return nil, nil
 	}
-	var set [1 << 16 / 64]uint64
+	set := new(portSet)
 	for item := range strings.SplitSeq(s, ",") {
 		first, last, isRange := strings.Cut(item, "-")
 		low, err := parsePort(first)
@@ -140,8 +173,8 @@ func parseReserved(s string) (func(uint16) bool, error) {
 			return nil, fmt.Errorf("%s runs backwards", item)
 		}
 		for port := int(low); port <= int(high); port++ {
-			set[port/64] |= 1 << (port % 64)
+			set.add(uint16(port))
 		}
 	}
-	return func(port uint16) bool { return set[port/64]&(1<<(port%64)) != 0 }, nil
+	return set, nil
 }

@@ -137,7 +137,8 @@ func TestNewPortsNamesWhatIsWrong(t *testing.T) {
 	}
 }
 
-func TestNewPortsAsksOnceAboutEachPortOfTheRange(t *testing.T) {
+// Within needs to know of those outside of the range as well.
+func TestNewPortsAsksOnceAboutEachPort(t *testing.T) {
 	var asked []uint16
 	p, err := NewPorts(65530, 65535, func(port uint16) bool {
 		asked = append(asked, port)
@@ -146,7 +147,7 @@ func TestNewPortsAsksOnceAboutEachPortOfTheRange(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(portList(65530, 65535), asked); diff != "" {
+	if diff := cmp.Diff(portList(0, 65535), asked); diff != "" {
 		t.Errorf("asked (-want +got):\n%s", diff)
 	}
 	if diff := cmp.Diff([]uint16{65531, 65533, 65535}, all(p)); diff != "" {
@@ -157,7 +158,7 @@ func TestNewPortsAsksOnceAboutEachPortOfTheRange(t *testing.T) {
 	}
 }
 
-func TestPortsAreEqualOnlyIfTheyHoldTheSamePorts(t *testing.T) {
+func TestPortsAreEqualOnlyIfTheyAndTheReservedAreTheSame(t *testing.T) {
 	parse := func(portRange, reserved string) *Ports {
 		p, err := ParsePorts(portRange, reserved)
 		if err != nil {
@@ -172,7 +173,7 @@ func TestPortsAreEqualOnlyIfTheyHoldTheSamePorts(t *testing.T) {
 	}{
 		{"the same range", parse("10 20", ""), parse("10 20", ""), true},
 		{"the same reserved ports", parse("10 20", "12-13"), parse("10 20", "13,12"), true},
-		{"reserved ports that lie outside", parse("10 20", "30"), parse("10 20", "5"), true},
+		{"other reserved ports outside", parse("10 20", "30"), parse("10 20", "5"), false},
 		{"another low", parse("10 20", ""), parse("11 20", ""), false},
 		{"another high", parse("10 20", ""), parse("10 21", ""), false},
 		{"reserved ports on one side", parse("10 20", "12"), parse("10 20", ""), false},
@@ -183,6 +184,46 @@ func TestPortsAreEqualOnlyIfTheyHoldTheSamePorts(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			if tt.p.equal(tt.q) != tt.want || tt.q.equal(tt.p) != tt.want {
 				t.Errorf("%v and %v: equal is not %v both ways", tt.p, tt.q, tt.want)
+			}
+		})
+	}
+}
+
+func TestWithin(t *testing.T) {
+	tests := []struct {
+		name      string
+		reserved  string
+		low, high uint16
+		want      []uint16
+		text      string
+	}{
+		{"a part of the range", "", 40002, 40004, portList(40002, 40004), "40002-40004"},
+		{"the whole range", "", 40000, 40009, portList(40000, 40009), "40000-40009"},
+		{"outside of the range", "", 1, 3, portList(1, 3), "1-3"},
+		{"across its edge", "40008-40011", 40007, 40012, []uint16{40007, 40012}, "40007-40012 without 4 reserved"},
+		{"one port that is not reserved", "40001,40003", 40002, 40002, []uint16{40002}, "40002-40002"},
+		{"one port that is reserved", "40001-40003", 40002, 40002, nil, "40002-40002 without 1 reserved"},
+		{"nothing reserved in it", "1-63,128-40000", 64, 127, portList(64, 127), "64-127"},
+		{"all ports there are", "1,65535", 1, 65535, portList(2, 65534), "1-65535 without 2 reserved"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			system, err := ParsePorts("40000 40009", tt.reserved)
+			if err != nil {
+				t.Fatal(err)
+			}
+			p, err := system.Within(tt.low, tt.high)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(tt.want, all(p)); diff != "" {
+				t.Errorf("ports (-want +got):\n%s", diff)
+			}
+			if p.Len() != len(tt.want) || p.String() != tt.text {
+				t.Errorf("%d ports, %q; want %d, %q", p.Len(), p, len(tt.want), tt.text)
+			}
+			if p, err := system.Within(tt.high, tt.low); tt.low != tt.high && (err == nil || p != nil) {
+				t.Errorf("from high to low there is %v, error %v", p, err)
 			}
 		})
 	}
