@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -154,11 +155,16 @@ func (d *Dialer) DialUDP(ctx context.Context, network string, laddr, raddr netip
 // DialIP connects to raddr from laddr, or from one of SourceAddrs, on "ip",
 // "ip4" or "ip6". See [net.Dialer.DialIP].
 func (d *Dialer) DialIP(ctx context.Context, network string, laddr, raddr netip.Addr) (*net.IPConn, error) {
-	typed := *d
-	if laddr.IsValid() {
-		typed.LocalAddr = &net.IPAddr{IP: laddr.AsSlice(), Zone: laddr.Zone()}
+	if supported && raddr.IsValid() && len(d.SourceAddrs) > 0 {
+		h := d.hook()
+		h.local = netip.AddrPortFrom(laddr, 0)
+		source, err := h.sourceIP(raddr.Unmap().Is4(), raddr.String())
+		if err != nil {
+			return nil, &net.OpError{Op: "dial", Net: network, Addr: &net.IPAddr{IP: raddr.AsSlice(), Zone: raddr.Zone()}, Err: err}
+		}
+		return d.Dialer.DialIP(ctx, network, source, raddr)
 	}
-	return typed.plain(network).DialIP(ctx, network, laddr, raddr)
+	return d.plain(network).DialIP(ctx, network, laddr, raddr)
 }
 
 // NetDialer returns a plain [net.Dialer] that shares ports as d does, for the many
@@ -416,13 +422,37 @@ func (d *Dialer) hook() hook {
 	}
 }
 
+// sourceIP returns the source address of a raw IP socket, which has no port;
+// invalid if none is chosen.
+func (h *hook) sourceIP(is4 bool, destination string) (netip.Addr, error) {
+	if err := h.check(); err != nil {
+		return netip.Addr{}, err
+	}
+	if len(h.sources.addrs) == 0 {
+		return h.local.Addr(), nil
+	}
+	for source := range h.sources.inTurn(is4) {
+		return source, nil
+	}
+	return netip.Addr{}, h.sources.noneFor(destination)
+}
+
+// sourceString is a source address and port as text, of which one may be missing.
+func sourceString(local netip.AddrPort) string {
+	host := ""
+	if local.Addr().IsValid() {
+		host = local.Addr().String()
+	}
+	return net.JoinHostPort(host, strconv.Itoa(int(local.Port())))
+}
+
 // check returns an error for fields that no dial can be made with.
 func (h *hook) check() error {
 	if port := h.local.Port(); port != 0 && h.ports != (PortRange{}) && !h.ports.Contains(port) {
-		return &fieldError{field: "LocalAddr", value: h.local.String(), problem: "the port is not in PortRange " + h.ports.String()}
+		return &fieldError{field: "LocalAddr", value: sourceString(h.local), problem: "the port is not in PortRange " + h.ports.String()}
 	}
 	if len(h.sources.addrs) > 0 && h.local != (netip.AddrPort{}) {
-		return &fieldError{field: "LocalAddr", value: h.local.String(), problem: "cannot be used together with SourceAddrs"}
+		return &fieldError{field: "LocalAddr", value: sourceString(h.local), problem: "cannot be used together with SourceAddrs"}
 	}
 	return h.sources.check()
 }

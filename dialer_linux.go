@@ -121,9 +121,11 @@ func (a *attempt) usePorts(system *portpick.Ports) (err error) {
 	a.ports, a.outside = system, false
 	if own := a.hook.ports; own != (PortRange{}) {
 		a.outside = own.Low < system.Low() || own.High > system.High()
-		a.ports, err = system.Within(own.Low, own.High)
+		if a.ports, err = system.Within(own.Low, own.High); err != nil {
+			return &fieldError{field: "PortRange", value: own.String(), problem: "not a range of ports", err: err}
+		}
 	}
-	return err
+	return nil
 }
 
 // dialFrom connects from what the caller has chosen.
@@ -207,7 +209,17 @@ func (h *hook) runIP(ctx context.Context, network, address string, c syscall.Raw
 	if strings.HasSuffix(network, "6") {
 		family = unix.AF_INET6
 	}
-	source, err := h.sourceIP(family == unix.AF_INET, address)
+	of := *h
+	switch a := h.anyLocal.(type) {
+	case nil:
+	case *net.IPAddr:
+		if a != nil {
+			of.local, _ = addrPort(a.IP, a.Zone, 0)
+		}
+	default:
+		return &net.AddrError{Err: errMismatchedType, Addr: a.String()}
+	}
+	source, err := of.sourceIP(family == unix.AF_INET, address)
 	if err != nil || !source.IsValid() {
 		return err
 	}
@@ -216,33 +228,6 @@ func (h *hook) runIP(ctx context.Context, network, address string, c syscall.Raw
 		err = notThisMachines(source, os.NewSyscallError("bind", sys.Bind(int(fd), &sa)))
 	})
 	return errors.Join(ctlErr, err)
-}
-
-// sourceIP is the source address of a raw IP socket, invalid if none is chosen.
-func (h *hook) sourceIP(is4 bool, destination string) (netip.Addr, error) {
-	var local netip.Addr
-	switch a := h.anyLocal.(type) {
-	case nil:
-	case *net.IPAddr:
-		if a != nil {
-			local, _ = netip.AddrFromSlice(a.IP)
-			local = local.Unmap().WithZone(a.Zone)
-		}
-	default:
-		return netip.Addr{}, &net.AddrError{Err: errMismatchedType, Addr: a.String()}
-	}
-	if len(h.sources.addrs) == 0 {
-		return local, nil
-	}
-	of := *h
-	of.local = netip.AddrPortFrom(local, 0)
-	if err := of.check(); err != nil {
-		return netip.Addr{}, err
-	}
-	for source := range h.sources.inTurn(is4) {
-		return source, nil
-	}
-	return netip.Addr{}, h.sources.noneFor(destination)
 }
 
 // parseAddresses sets local, remote and scope.

@@ -64,16 +64,25 @@ func (e *PortsExhaustedError) Error() string {
 	return b.String()
 }
 
-// advice is what an operator can do about what most ports are taken by.
+// advice is what the ports are taken by, as far as that is out of the ordinary,
+// and what an operator can do about most of them.
 func (e *PortsExhaustedError) advice() string {
+	var b strings.Builder
+	if e.TimeWait > 0 {
+		fmt.Fprintf(&b, "%d in TIME_WAIT; ", e.TimeWait)
+	}
+	if e.Held > 0 {
+		fmt.Fprintf(&b, "%d held by sockets that do not share them; ", e.Held)
+	}
 	switch {
 	case e.TimeWait > e.Tried/2:
-		return fmt.Sprintf("%d in TIME_WAIT: keep connections open, or set net.ipv4.tcp_tw_reuse=1", e.TimeWait)
+		b.WriteString("keep connections open for longer, or set net.ipv4.tcp_tw_reuse=1")
 	case e.Held > e.Tried/2:
-		return fmt.Sprintf("%d held by sockets that do not share them: use connectx for those as well, or another range", e.Held)
+		b.WriteString("have those use connectx as well, or use another range")
 	default:
-		return "more source addresses or a wider range would give more connections"
+		b.WriteString("use more source addresses, or a wider range")
 	}
+	return b.String()
 }
 
 // Unwrap returns ErrPortsExhausted and the errno.
