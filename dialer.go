@@ -55,9 +55,10 @@ type Dialer struct {
 	// several of a host name, or else fails. With none, the source address comes
 	// from LocalAddr or from the routing table.
 	//
-	// An address that is not on this machine fails the dial, unless a Control
-	// hook sets IP_FREEBIND or the like. The slice must not be changed while
-	// there are dials.
+	// A dial that comes upon an address that is not on this machine fails, unless
+	// a Control hook sets IP_FREEBIND or the like. However many addresses there
+	// are, a dial takes no longer. The slice must not be changed while there are
+	// dials.
 	SourceAddrs []netip.Addr
 
 	// PortRange is the range to pick source ports from, in place of the system's
@@ -291,10 +292,16 @@ var innerDials = sync.Pool{New: func() any {
 // several addresses, net.Dialer does not wait for those that have lost the race.
 // A name may have several, and the unspecified address stands for two.
 func (i *innerDial) release() {
-	if a, err := netip.ParseAddrPort(i.address); err == nil && !a.Addr().IsUnspecified() {
+	if isLiteral(i.address) {
 		*i = innerDial{inHook: i.inHook}
 		innerDials.Put(i)
 	}
+}
+
+// isLiteral reports whether there is exactly one address to connect to.
+func isLiteral(address string) bool {
+	a, err := netip.ParseAddrPort(address)
+	return err == nil && !a.Addr().IsUnspecified()
 }
 
 // plan prepares the inner dial. It returns nil for what net.Dialer should do by
@@ -315,9 +322,11 @@ func (d *Dialer) plan(network, address string) *innerDial {
 		if !ok {
 			return nil
 		}
-	} else if only := h.sources.onlyFamily(); only.IsValid() {
-		if narrow, here, ok := withFamily(network, address, only); ok {
-			network, address = narrow, here
+	} else if len(h.sources) > 0 && !isLiteral(address) {
+		if only := h.sources.onlyFamily(); only.IsValid() {
+			if narrow, here, ok := withFamily(network, address, only); ok {
+				network, address = narrow, here
+			}
 		}
 	}
 	inner := innerDials.Get().(*innerDial)
@@ -418,7 +427,7 @@ type hook struct {
 func (d *Dialer) hook() hook {
 	return hook{
 		control: d.Control, controlContext: d.ControlContext,
-		sources: readSources(d.SourceAddrs), ports: d.PortRange, fastOpen: d.FastOpen,
+		sources: d.SourceAddrs, ports: d.PortRange, fastOpen: d.FastOpen,
 	}
 }
 
@@ -428,11 +437,11 @@ func (h *hook) sourceIP(is4 bool, destination string) (netip.Addr, error) {
 	if err := h.check(); err != nil {
 		return netip.Addr{}, err
 	}
-	if len(h.sources.addrs) == 0 {
+	if len(h.sources) == 0 {
 		return h.local.Addr(), nil
 	}
-	for source := range h.sources.inTurn(is4) {
-		return source, nil
+	for source, err := range h.sources.inTurn(is4) {
+		return source, err
 	}
 	return netip.Addr{}, h.sources.noneFor(destination)
 }
@@ -451,10 +460,10 @@ func (h *hook) check() error {
 	if port := h.local.Port(); port != 0 && h.ports != (PortRange{}) && !h.ports.Contains(port) {
 		return &fieldError{field: "LocalAddr", value: sourceString(h.local), problem: "the port is not in PortRange " + h.ports.String()}
 	}
-	if len(h.sources.addrs) > 0 && h.local != (netip.AddrPort{}) {
+	if len(h.sources) > 0 && h.local != (netip.AddrPort{}) {
 		return &fieldError{field: "LocalAddr", value: sourceString(h.local), problem: "cannot be used together with SourceAddrs"}
 	}
-	return h.sources.check()
+	return nil
 }
 
 // hasUserControl reports whether the caller has a hook of their own, and the

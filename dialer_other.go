@@ -5,7 +5,6 @@ package connectx
 import (
 	"context"
 	"errors"
-	"fmt"
 	"net"
 	"runtime"
 	"syscall"
@@ -16,8 +15,8 @@ const supported = false
 
 // run is the body of the hook on Linux (dialer_linux.go).
 func (h *hook) run(context.Context, string, string, syscall.RawConn) error {
-	if len(h.sources.addrs) > 0 {
-		return &fieldError{field: "SourceAddrs", value: fmt.Sprint(h.sources.addrs), problem: "needs Linux, not " + runtime.GOOS, err: errors.ErrUnsupported}
+	if len(h.sources) > 0 {
+		return &fieldError{field: "SourceAddrs", value: addrList(h.sources), problem: "needs Linux, not " + runtime.GOOS, err: errors.ErrUnsupported}
 	}
 	return &fieldError{field: "PortRange", value: h.ports.String(), problem: "needs Linux, not " + runtime.GOOS, err: errors.ErrUnsupported}
 }

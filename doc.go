@@ -34,6 +34,13 @@
 // socket without asking can still overshadow any other socket of its port, as
 // it always could.
 //
+// # Egress policy
+//
+// SourceAddrs gives a Dialer several source addresses, each with the whole range
+// to a destination, and PortRange a range of its own. [ReadStats], [Usage],
+// [PortsExhaustedError] and [Trace] tell how close the next failure is, or why a
+// dial has failed; so does the command connectx ports.
+//
 // # Who should use something else
 //
 // A UDP program with one unconnected socket for all its peers does not use up

@@ -49,19 +49,25 @@ func (e *PortsExhaustedError) Error() string {
 	if e.Reserved > 0 {
 		fmt.Fprintf(&b, " without %d reserved", e.Reserved)
 	}
-	const named = 8
-	for i, source := range e.Sources[:min(len(e.Sources), named)] {
-		separator := ", "
-		if i == 0 {
-			separator = " from "
-		}
-		b.WriteString(separator + source.String())
-	}
-	if more := len(e.Sources) - named; more > 0 {
-		fmt.Fprintf(&b, " and %d more", more)
+	if len(e.Sources) > 0 {
+		b.WriteString(" from " + addrList(e.Sources))
 	}
 	fmt.Fprintf(&b, " to %v are taken (%s): %v", e.Destination, e.advice(), e.errno)
 	return b.String()
+}
+
+// addrList names the first few addresses.
+func addrList(addrs []netip.Addr) string {
+	const named = 8
+	var list []string
+	for _, a := range addrs[:min(len(addrs), named)] {
+		list = append(list, a.String())
+	}
+	s := strings.Join(list, ", ")
+	if more := len(addrs) - named; more > 0 {
+		s += fmt.Sprintf(" and %d more", more)
+	}
+	return s
 }
 
 // advice is what the ports are taken by, as far as that is out of the ordinary,

@@ -13,8 +13,11 @@ const (
 	// to 50 ms, and a port that becomes free then is to be found within 100.
 	maxRemember = 30 * time.Millisecond
 
-	// A search that takes less than minRemember may as well be repeated.
+	// A search that takes less than minRemember may as well be repeated, and so
+	// may one that has taken longer only because the processor was busy: more than
+	// perPort for each port.
 	minRemember = time.Millisecond
+	perPort     = 4 * time.Microsecond
 
 	// maxFull bounds how many flows are remembered at once.
 	maxFull = 1024
@@ -51,8 +54,9 @@ type fullFlow struct {
 // remember notes that a search which began at start has found no port, from which
 // source address, and what it has found instead.
 func (t *fullTable) remember(f flow, source netip.Addr, by taken, start time.Time) {
-	if took := time.Since(start); took >= minRemember {
-		t.rememberFor(f, fullFlow{source: source, taken: by}, min(took, maxRemember))
+	took := min(time.Since(start), time.Duration(by.tried)*perPort, maxRemember)
+	if took >= minRemember {
+		t.rememberFor(f, fullFlow{source: source, taken: by}, took)
 	}
 }
 

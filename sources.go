@@ -7,89 +7,77 @@ import (
 	"net/netip"
 )
 
-// sources are SourceAddrs, and what one look at each of them has shown.
-type sources struct {
-	addrs  []netip.Addr
-	n4, n6 int // how many are of which family
-	bad    int // which is the first that nothing can be sent from, counted from 1
+// sources are SourceAddrs. There may be hundreds, so a dial does not look at all
+// of them unless it has to.
+type sources []netip.Addr
+
+// eligible reports whether the address is for destinations of the family. One
+// that is not an address is, too, for somebody to find out.
+func (s sources) eligible(i int, is4 bool) bool {
+	return !s[i].IsValid() || s[i].Unmap().Is4() == is4
 }
 
-// readSources takes about a nanosecond per address.
-func readSources(addrs []netip.Addr) sources {
-	s := sources{addrs: addrs}
-	for i, a := range addrs {
-		switch a = a.Unmap(); {
-		case !a.IsValid() || a.IsUnspecified():
-			if s.bad == 0 {
-				s.bad = i + 1
-			}
-		case a.Is4():
-			s.n4++
-		default:
-			s.n6++
+// draws bounds how many addresses are looked at for one that is eligible, before
+// those that are get counted.
+const draws = 16
+
+// draw returns the index of one of the eligible addresses at random, or -1 if
+// there is none.
+func (s sources) draw(is4 bool) int {
+	for range draws {
+		if i := rand.IntN(len(s)); s.eligible(i, is4) {
+			return i
 		}
 	}
-	return s
-}
-
-// check returns an error for an address that nothing can be sent from.
-func (s *sources) check() error {
-	if s.bad == 0 {
-		return nil
-	}
-	i := s.bad - 1
-	return &fieldError{field: fmt.Sprintf("SourceAddrs[%d]", i), value: s.addrs[i].String(), problem: "not an address to send from"}
-}
-
-// onlyFamily returns one of the addresses if all are of its family, else the
-// zero Addr.
-func (s *sources) onlyFamily() netip.Addr {
-	if len(s.addrs) > 0 && (s.n4 == len(s.addrs) || s.n6 == len(s.addrs)) {
-		return s.addrs[0].Unmap()
-	}
-	return netip.Addr{}
-}
-
-// inTurn yields the addresses of one family in random order. Most dials need no
-// more than the first.
-func (s *sources) inTurn(is4 bool) iter.Seq[netip.Addr] {
-	return func(yield func(netip.Addr) bool) {
-		n := s.n6
-		if is4 {
-			n = s.n4
+	var all []int
+	for i := range s {
+		if s.eligible(i, is4) {
+			all = append(all, i)
 		}
-		if n == 0 {
+	}
+	if len(all) == 0 {
+		return -1
+	}
+	return all[rand.IntN(len(all))]
+}
+
+// inTurn yields the eligible addresses in random order. Most dials need no more
+// than the first.
+func (s sources) inTurn(is4 bool) iter.Seq2[netip.Addr, error] {
+	return func(yield func(netip.Addr, error) bool) {
+		first := s.draw(is4)
+		if first < 0 || !yield(s.at(first)) {
 			return
 		}
-		first := s.nth(is4, rand.IntN(n))
-		if !yield(s.addrs[first].Unmap()) {
-			return
-		}
-		for _, i := range rand.Perm(len(s.addrs)) {
-			if a := s.addrs[i].Unmap(); i != first && a.Is4() == is4 && !yield(a) {
+		for _, i := range rand.Perm(len(s)) {
+			if i != first && s.eligible(i, is4) && !yield(s.at(i)) {
 				return
 			}
 		}
 	}
 }
 
-// noneFor says that there is no address of the destination's family.
-func (s *sources) noneFor(destination string) error {
-	return &fieldError{field: "SourceAddrs", value: fmt.Sprint(s.addrs), problem: "none is of the same family as " + destination}
+// at returns an address, or an error if nothing can be sent from it.
+func (s sources) at(i int) (netip.Addr, error) {
+	a := s[i].Unmap()
+	if !a.IsValid() || a.IsUnspecified() {
+		return a, &fieldError{field: fmt.Sprintf("SourceAddrs[%d]", i), value: a.String(), problem: "not an address to send from"}
+	}
+	return a, nil
 }
 
-// nth returns the index of the nth address of a family, counted from 0.
-func (s *sources) nth(is4 bool, n int) int {
-	if s.onlyFamily().IsValid() {
-		return n
-	}
-	for i, a := range s.addrs {
-		if a.Unmap().Is4() == is4 {
-			if n == 0 {
-				return i
-			}
-			n--
+// onlyFamily returns one of the addresses if all are of its family, else the
+// zero Addr.
+func (s sources) onlyFamily() netip.Addr {
+	for i := range s {
+		if !s[i].IsValid() || !s.eligible(i, s[0].Unmap().Is4()) {
+			return netip.Addr{}
 		}
 	}
-	return -1 // there are as many as were counted
+	return s[0].Unmap()
+}
+
+// noneFor says that there is no address of the destination's family.
+func (s sources) noneFor(destination string) error {
+	return &fieldError{field: "SourceAddrs", value: addrList(s), problem: "none is of the same family as " + destination}
 }
