@@ -360,11 +360,8 @@ func (l *tupleLock) connectFrom(local netip.AddrPort) error {
 	for try := 0; ; try++ {
 		l.begin(local.Port(), local.Port())
 		o, seen, err := l.take(local, false)
-		switch {
-		case o == contention:
+		if o == contention || o == conflict && l.trace != nil {
 			err = l.reuse()
-		case o == conflict && l.bound:
-			err = l.setShared(1) // unlocks the port
 		}
 		l.end(local.Port(), local.Port(), o)
 		switch {

@@ -284,19 +284,73 @@ func TestPortRangeWhenTheSystemsChanges(t *testing.T) {
 	}
 }
 
-// Two ranges share nothing but the destination.
+// Two ranges share nothing but the destination: that one is full is not held
+// against the other.
 func TestTwoPortRangesInOneProcess(t *testing.T) {
 	for _, network := range []string{"tcp", "udp"} {
 		t.Run(network, func(t *testing.T) {
-			ownNamespace(t, largeLow, largeHigh)
+			ownNamespace(t, 40000, 42047)
 			address := echo(t, network, "127.1.0.1")
-			full := connectx.Dialer{PortRange: connectx.PortRange{Low: largeLow, High: largeHigh - 10}}
-			free := connectx.Dialer{PortRange: connectx.PortRange{Low: largeHigh - 9, High: largeHigh}}
+			full := connectx.Dialer{PortRange: connectx.PortRange{Low: 40000, High: 41023}}
+			free := connectx.Dialer{PortRange: connectx.PortRange{Low: 41024, High: 42047}}
+			conns := fillUp(t, &free, network, address)
+			checkPorts(t, conns, free.PortRange, 1024)
+			hangUp(conns[700])
+			waitForPort(t, &conns[700], func() (net.Conn, error) { return free.Dial(network, address) })
+			hangUp(conns[700])
 			fillUp(t, &full, network, address)
-			checkPorts(t, fillUp(t, &free, network, address), free.PortRange, 10)
-			_, err := full.Dial(network, address)
+			conn, err := free.Dial(network, address)
+			if err != nil {
+				t.Fatal(err)
+			}
+			conns[700] = conn
+			_, err = full.Dial(network, address)
 			checkExhausted(t, err)
 		})
+	}
+}
+
+// A connection with MPTCP stays one, however many ports are tried.
+func TestPortRangeWithMPTCP(t *testing.T) {
+	ownNamespace(t, 40000, 40019)
+	var config net.ListenConfig
+	config.SetMultipathTCP(true)
+	listener, err := config.Listen(t.Context(), "tcp", "127.1.0.1:7")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	address := listener.Addr().String()
+	plain := net.Dialer{}
+	plain.SetMultipathTCP(true)
+	conn, err := plain.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if is, err := conn.(*net.TCPConn).MultipathTCP(); err != nil || !is {
+		t.Skipf("the kernel does not do MPTCP: %v", err)
+	}
+	for port := uint16(20000); port < 20003; port++ {
+		d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("tcp", "127.2.0.1", port)}}
+		conn, err := d.Dial("tcp", address)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hangUp(conn)
+	}
+	d := connectx.Dialer{
+		Dialer:    net.Dialer{LocalAddr: localAddr("tcp", "127.2.0.1", 0)},
+		PortRange: connectx.PortRange{Low: 20000, High: 20003},
+	}
+	d.SetMultipathTCP(true)
+	conn, err = d.Dial("tcp", address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if is, err := conn.(*net.TCPConn).MultipathTCP(); err != nil || !is || portOf(conn.LocalAddr()) != 20003 {
+		t.Errorf("MPTCP is %t on %v, %v", is, conn.LocalAddr(), err)
 	}
 }
 

@@ -7,12 +7,18 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/seed22601231/connectx"
 )
+
+func init() { children["dial within a hook"] = dialWithinHook }
 
 // recordTrace returns a context whose dials write down what they do.
 func recordTrace(ctx context.Context, events *[]string) context.Context {
@@ -139,40 +145,51 @@ func TestTrace(t *testing.T) {
 	}
 }
 
-// A hook may take its time: no port is locked while it runs, so another dial
-// from the same port to another destination succeeds meanwhile.
+// A hook may take its time: no port is locked while it runs. Many dial one and
+// the same 4-tuple here, and each one that it is not granted dials from the same
+// port to another destination, within the hook.
 func TestTraceHooksDoNotHoldTheLock(t *testing.T) {
 	ownNamespace(t, 40000, 40009)
-	a, b := echo(t, "udp", "127.1.0.1"), echo(t, "udp", "127.1.0.2")
-	d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("udp", "127.2.0.1", 40001)}}
-	first, err := d.Dial("udp", a)
-	if err != nil {
-		t.Fatal(err)
+	env := []string{"DESTINATIONS=" + echo(t, "udp", "127.1.0.1") + " " + echo(t, "udp", "127.1.0.2")}
+	if out := runChild(t, "dial within a hook", env...); out != "ok" {
+		t.Errorf("got %q", out)
 	}
-	defer first.Close()
-	called := 0
-	other := func(connectx.TraceTry) {
-		called++
+}
+
+func dialWithinHook() int {
+	a, b, _ := strings.Cut(os.Getenv("DESTINATIONS"), " ")
+	var d connectx.Dialer
+	d.LocalAddr = localAddr("udp", "127.2.0.1", 40001)
+	var held sync.Mutex // the 4-tuple towards b
+	var failure atomic.Pointer[error]
+	within := func(connectx.TraceTry) {
+		held.Lock()
+		defer held.Unlock()
 		conn, err := d.Dial("udp", b)
 		if err != nil {
-			t.Errorf("from within a hook: %v", err)
+			failure.Store(&err)
 			return
 		}
-		checkEcho(t, conn)
 		conn.Close()
 	}
-	ctx := connectx.WithTrace(t.Context(), &connectx.Trace{Try: other, Conflict: other})
-	if conn, err := d.DialContext(ctx, "udp", a); err == nil {
-		t.Errorf("a second connection on %v", conn.LocalAddr())
+	ctx := connectx.WithTrace(context.Background(), &connectx.Trace{Conflict: within, Contention: within})
+	var wg sync.WaitGroup
+	picked := connectx.Dialer{PortRange: connectx.PortRange{Low: 40001, High: 40001}}
+	picked.LocalAddr = localAddr("udp", "127.2.0.1", 0)
+	for i := range 8 {
+		wg.Go(func() {
+			dialer := []*connectx.Dialer{&d, &picked}[i%2]
+			for range 500 {
+				if conn, err := dialer.DialContext(ctx, "udp", a); err == nil {
+					conn.Close()
+				}
+			}
+		})
 	}
-	picked := connectx.Dialer{
-		Dialer:    net.Dialer{LocalAddr: localAddr("udp", "127.2.0.1", 0)},
-		PortRange: connectx.PortRange{Low: 40001, High: 40001},
+	wg.Wait()
+	if err := failure.Load(); err != nil {
+		return failChild("%v", *err)
 	}
-	if conn, err := picked.DialContext(ctx, "udp", a); err == nil {
-		t.Errorf("a second connection on %v", conn.LocalAddr())
-	}
-	if called != 4 {
-		t.Errorf("the hooks were called %d times, want 4", called)
-	}
+	fmt.Print("ok")
+	return 0
 }
