@@ -1,6 +1,7 @@
 package quicdial
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -125,17 +126,25 @@ func (d *Dialer) resolve(ctx context.Context, addr string) (name string, addrs [
 	return host, addrs, nil
 }
 
-// family is the address family that a source address leaves, as a network of
+// family is the address family that the source addresses leave, as a network of
 // [net.Resolver.LookupNetIP].
 func (d *Dialer) family() string {
-	local, ok := d.LocalAddr.(*net.UDPAddr)
-	switch {
-	case !ok || local == nil || len(local.IP) == 0 || local.IP.IsUnspecified():
-		return "ip"
-	case local.IP.To4() != nil:
-		return "ip4"
+	sources := d.SourceAddrs
+	if local, ok := d.LocalAddr.(*net.UDPAddr); ok && local != nil {
+		sources = []netip.Addr{local.AddrPort().Addr()}
 	}
-	return "ip6"
+	family := ""
+	for _, source := range sources {
+		only := "ip6"
+		if source.Unmap().Is4() {
+			only = "ip4"
+		}
+		if !source.IsValid() || source.IsUnspecified() || family != "" && family != only {
+			return "ip"
+		}
+		family = only
+	}
+	return cmp.Or(family, "ip")
 }
 
 // dialShare dials the first of n addresses in its share of the time. Like

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -54,6 +55,28 @@ func TestDialFromAChosenSourceAddressAndPort(t *testing.T) {
 	checkEcho(t, conn)
 	if got := conn.LocalAddr().String(); got != local.String() {
 		t.Errorf("local address %s, chosen %s", got, local)
+	}
+}
+
+func TestDialFromOneOfSeveralSourceAddresses(t *testing.T) {
+	s := serveOn(t, "127.0.0.9")
+	port := netip.MustParseAddrPort(s.addr).Port()
+	var d Dialer
+	d.SourceAddrs = []netip.Addr{netip.MustParseAddr("127.0.0.5"), netip.MustParseAddr("127.0.0.6")}
+	d.Resolver = resolver("127.0.0.9")
+	for _, addr := range []string{s.addr, fmt.Sprintf("%s:%d", serverName, port)} {
+		conn := dial(t, &d, addr, clientTLS(), nil)
+		checkEcho(t, conn)
+		if got := conn.LocalAddr().(*net.UDPAddr).AddrPort().Addr(); !slices.Contains(d.SourceAddrs, got) {
+			t.Errorf("to %s from %v, chosen %v", addr, got, d.SourceAddrs)
+		}
+	}
+
+	// Only addresses of the same family are looked up.
+	d.SourceAddrs = []netip.Addr{netip.IPv6Loopback()}
+	conn, err := d.Dial(t.Context(), fmt.Sprintf("%s:%d", serverName, port), clientTLS(), nil)
+	if _, ok := errors.AsType[*net.DNSError](err); !ok {
+		t.Errorf("%v, %v, want that there is no IPv6 address", conn, err)
 	}
 }
 
