@@ -31,7 +31,6 @@ func (s *Snapshot) heldFor(source netip.Addr) (*portSet, error) {
 		return nil, err
 	}
 	defer p.close()
-	s.confined = p.confined
 	shareable := s.shareableUDP
 	if s.protocol == "tcp" {
 		shareable = s.shareableTCP
@@ -46,6 +45,7 @@ func (s *Snapshot) heldFor(source netip.Addr) (*portSet, error) {
 			held.add(port)
 		}
 	}
+	s.confined = s.confined || p.confined
 	s.held[source] = held
 	return held, nil
 }

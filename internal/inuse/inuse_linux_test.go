@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
+	"runtime"
 	"slices"
 	"strconv"
 	"testing"
@@ -120,7 +121,7 @@ func localOf(t testing.TB, fd int) netip.AddrPort {
 }
 
 // timeWait makes a connection and closes it, this end first. It returns the local
-// address of what is left.
+// address of what is left. The listener must have no other connections waiting.
 func timeWait(t testing.TB, listener int, p plan) netip.AddrPort {
 	t.Helper()
 	fd := open(t, "tcp", p)
@@ -252,6 +253,83 @@ func TestHeld(t *testing.T) {
 	}
 }
 
+// Before Linux 6.3, connect does not tell.
+func TestHeldWhereConnectCannotBeConfined(t *testing.T) {
+	ports := enter(t, 40000, 40099)
+	server := at("127.0.0.9:1000")
+	open(t, "tcp", plan{local: server, listen: true})
+	want := map[uint16]bool{
+		localOf(t, open(t, "tcp", plan{local: at("127.0.0.1:40080"), reuse: true})).Port(): true,
+		localOf(t, open(t, "tcp", plan{local: at("127.0.0.1:0")})).Port():                  false,
+		localOf(t, open(t, "tcp", plan{local: at("127.0.0.1:0"), listen: true})).Port():    false,
+		localOf(t, open(t, "tcp", plan{remote: server})).Port():                            true,
+		50000: true, // nobody is there
+	}
+	s, err := Take("tcp", ports)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := newProbe("tcp", netip.MustParseAddr("127.0.0.1"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.close()
+	check(t, "close", unix.Close(p.conn))
+	p.conn = -1 // no option can be set on it
+	p.confined = p.confine(1)
+	for port, want := range want {
+		if got, err := s.shareableTCP(p, port); got != want || err != nil {
+			t.Errorf("port %d is shareable: %t, %v", port, got, err)
+		}
+	}
+}
+
+func TestConnectable(t *testing.T) {
+	server := at("127.0.0.9:1000")
+	tests := []struct {
+		name     string
+		high     uint16
+		timeWait bool
+		want     int // of those that are not reserved, less those with a socket
+	}{
+		{"an even number of ports", 40021, false, 20 - 4 - 2 - 1},
+		{"an even number of ports, those in TIME_WAIT as well", 40021, true, 20 - 4 - 1},
+		{"an odd number of ports", 40020, false, 19 - 4 - 2 - 1},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			ports := enter(t, 40000, tt.high)
+			listener := open(t, "tcp", plan{local: server, listen: true})
+			open(t, "tcp", plan{local: at("127.0.0.1:40000"), reuse: true})
+			for range 2 {
+				timeWait(t, listener, plan{remote: server})
+			}
+			for range 4 {
+				open(t, "tcp", plan{remote: server})
+			}
+			s, err := Take("tcp", ports)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got, err := s.Connectable(Flow{Source: netip.MustParseAddr("127.0.0.1"), Destination: server}, tt.timeWait)
+			if got != tt.want || err != nil {
+				t.Errorf("got %d, %v, want %d", got, err, tt.want)
+			}
+		})
+	}
+	t.Run("the first of an odd number of ports is free", func(t *testing.T) {
+		ports := enter(t, 40000, 40004)
+		s, err := Take("tcp", ports)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.Connectable(Flow{Source: netip.MustParseAddr("127.0.0.1"), Destination: server}, false)
+		if want := 5 - 2 - 1; got != want || err != nil {
+			t.Errorf("got %d, %v, want %d", got, err, want)
+		}
+	})
+}
+
 func TestHeldForAllAddressesOfAFamily(t *testing.T) {
 	for _, protocol := range []string{"tcp", "udp"} {
 		t.Run(protocol, func(t *testing.T) {
@@ -342,6 +420,47 @@ func TestCountForAnAddressOfNobody(t *testing.T) {
 		if _, err := Count(protocol, sources, at("127.0.0.1:1000"), ports); !errors.Is(err, unix.EADDRNOTAVAIL) {
 			t.Errorf("%s: got error %v, want %v", protocol, err, unix.EADDRNOTAVAIL)
 		}
+	}
+}
+
+func TestConnectableWithoutLoopback(t *testing.T) {
+	netns.Need(t)
+	runtime.LockOSThread() // which ends with the test
+	check(t, "unshare", unix.Unshare(unix.CLONE_NEWNET))
+	ports, err := portpick.NewPorts(portpick.DefaultLow, portpick.DefaultLow+99, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, any := range []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()} {
+		s, err := Take("tcp", ports)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f := Flow{Source: any}
+		if f.Counts, err = s.Count(f.Source, f.Destination); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := s.Connectable(f, false); got != 100 || err != nil {
+			t.Errorf("%v: got %d, %v, want 100", any, got, err)
+		}
+	}
+}
+
+func TestHeldWithoutFastOpen(t *testing.T) {
+	ports := enter(t, 40000, 40099)
+	const fastopen = "/proc/sys/net/ipv4/tcp_fastopen"
+	check(t, fastopen, os.WriteFile(fastopen, []byte("0"), 0))
+	server := at("127.0.0.9:1000")
+	open(t, "tcp", plan{local: server, listen: true})
+	open(t, "tcp", plan{remote: server})
+	open(t, "tcp", plan{local: at("127.0.0.1:0"), remote: server})
+	s, err := Take("tcp", ports)
+	if err != nil {
+		t.Fatal(err)
+	}
+	used, held, err := s.Used(true)
+	if used != 2 || held != 1 || err != nil {
+		t.Errorf("%d used, %d held, %v, want 2 and 1", used, held, err)
 	}
 }
 

@@ -1,10 +1,8 @@
 package inuse
 
 import (
-	"net"
 	"net/netip"
 	"os"
-	"strconv"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -16,40 +14,21 @@ import (
 // beside the sockets that are on it: sock_diag does not tell SO_REUSEADDR. It
 // sends nothing.
 type probe struct {
-	protocol string
-	family   int
-	source   netip.Addr
-	scope    uint32
-	fd       int  // a socket for the next bind; -1 if there is none
-	conn     int  // a socket with the source address, for connect
-	confined bool // connect can be confined to a port: since Linux 6.3
+	origin
+	fd       int        // a socket for the next bind; -1 if there is none
+	conn     int        // a socket for connect
+	near     netip.Addr // where that connects from and to
+	confined bool       // connect answers when confined to a port: since Linux 6.3
 }
 
 // newProbe returns the error EADDRNOTAVAIL if the address is not on this machine.
 func newProbe(protocol string, source netip.Addr) (*probe, error) {
-	p := &probe{protocol: protocol, family: unix.AF_INET, source: source, fd: -1, conn: -1}
-	if source.Is6() {
-		p.family = unix.AF_INET6
-		p.scope = interfaceIndex(source.Zone())
-	}
+	p := &probe{origin: newOrigin(protocol, source), fd: -1, conn: -1}
 	if err := p.openConn(); err != nil {
 		p.close()
 		return nil, err
 	}
 	return p, nil
-}
-
-// interfaceIndex returns 0, which the kernel refuses where it matters, if there
-// is no such interface.
-func interfaceIndex(zone string) uint32 {
-	if i, err := net.InterfaceByName(zone); err == nil {
-		return uint32(i.Index)
-	}
-	index, err := strconv.ParseUint(zone, 10, 32)
-	if err != nil {
-		return 0
-	}
-	return uint32(index)
 }
 
 func (p *probe) close() {
@@ -60,29 +39,11 @@ func (p *probe) close() {
 	}
 }
 
-func (p *probe) socket() (int, error) {
-	kind := unix.SOCK_DGRAM
-	if p.protocol == "tcp" {
-		kind = unix.SOCK_STREAM
-	}
-	fd, err := unix.Socket(p.family, kind|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return -1, os.NewSyscallError("socket", err)
-	}
-	if p.family == unix.AF_INET6 {
-		if err := sys.SetInt(fd, unix.SOL_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
-			unix.Close(fd)
-			return -1, os.NewSyscallError("setsockopt", err)
-		}
-	}
-	return fd, nil
-}
-
 // bind reports whether a socket can be bound to the port, with SO_REUSEADDR or
 // without. A socket whose bind has failed is good for the next port.
 func (p *probe) bind(port uint16, reuse bool) (bool, error) {
 	if p.fd < 0 {
-		fd, err := p.socket()
+		fd, err := p.socket(true)
 		if err != nil {
 			return false, err
 		}
@@ -119,13 +80,16 @@ func (p *probe) bind(port uint16, reuse bool) (bool, error) {
 // comes. Where net.ipv4.tcp_fastopen forbids that, a SYN goes to the loopback
 // interface and is refused.
 func (p *probe) connect(port uint16) bool {
-	if !p.confine(port) {
+	if !p.confined || !p.confine(port) {
 		return false
 	}
-	sa := sys.NewSockaddr(p.family, netip.AddrPortFrom(p.source, 0), p.scope)
+	sa := sys.NewSockaddr(p.family, netip.AddrPortFrom(p.near, 0), p.scope)
 	switch sys.ConnectTCP(p.conn, &sa) {
 	case nil, unix.EINPROGRESS, unix.ECONNREFUSED:
-	default:
+	case unix.EADDRNOTAVAIL:
+		return false
+	default: // as where a security policy refuses it
+		p.confined = false
 		return false
 	}
 	local, err := sys.LocalAddr(p.conn)
@@ -137,9 +101,9 @@ func (p *probe) confine(port uint16) bool {
 	return sys.SetInt(p.conn, unix.SOL_IP, unix.IP_LOCAL_PORT_RANGE, int32(uint32(port)<<16|uint32(port))) == nil
 }
 
-// openConn makes the socket for connect. It has the address, but no port.
+// openConn makes the socket for connect. It has an address, but no port.
 func (p *probe) openConn() error {
-	fd, err := p.socket()
+	fd, err := p.socket(true)
 	if err != nil {
 		return err
 	}
@@ -153,8 +117,16 @@ func (p *probe) openConn() error {
 		_ = sys.SetInt(fd, o.level, o.name, 1)
 	}
 	p.confined = p.confine(1)
-	sa := sys.NewSockaddr(p.family, netip.AddrPortFrom(p.source, 0), p.scope)
-	return os.NewSyscallError("bind", sys.Bind(fd, &sa))
+	p.near = p.source
+	if p.source.IsUnspecified() {
+		p.near = loopback(p.source.Is4())
+	}
+	sa := sys.NewSockaddr(p.family, netip.AddrPortFrom(p.near, 0), p.scope)
+	err = sys.Bind(fd, &sa)
+	if err != nil && p.source.IsUnspecified() {
+		p.confined, err = false, nil // the loopback interface is down
+	}
+	return os.NewSyscallError("bind", err)
 }
 
 // disconnect is connect(2) to AF_UNSPEC. A port that connect has chosen is free

@@ -20,6 +20,7 @@ type Snapshot struct {
 	ports       *portpick.Ports
 	byPort      map[uint16][]Socket
 	pairs       map[pair][]Socket // those that are connected
+	listening   map[netip.AddrPort]bool
 	held        map[netip.Addr]*portSet
 	connectable portSet // TCP: those that connect may choose
 	confined    bool    // TCP: the rest it may not choose
@@ -37,11 +38,12 @@ func Take(protocol string, ports *portpick.Ports) (*Snapshot, error) {
 		return nil, err
 	}
 	s := &Snapshot{
-		protocol: protocol,
-		ports:    ports,
-		byPort:   make(map[uint16][]Socket),
-		pairs:    make(map[pair][]Socket),
-		held:     make(map[netip.Addr]*portSet),
+		protocol:  protocol,
+		ports:     ports,
+		byPort:    make(map[uint16][]Socket),
+		pairs:     make(map[pair][]Socket),
+		listening: make(map[netip.AddrPort]bool),
+		held:      make(map[netip.Addr]*portSet),
 	}
 	for _, socket := range sockets {
 		port := socket.Local.Port()
@@ -49,6 +51,9 @@ func Take(protocol string, ports *portpick.Ports) (*Snapshot, error) {
 			continue
 		}
 		s.byPort[port] = append(s.byPort[port], socket)
+		if socket.State == Listen {
+			s.listening[socket.Local] = true
+		}
 		if socket.Remote.IsValid() {
 			key := pair{socket.Local.Addr(), socket.Remote}
 			s.pairs[key] = append(s.pairs[key], socket)
@@ -92,9 +97,9 @@ func (s *Snapshot) Flows(is4 bool) ([]Flow, error) {
 
 // listens reports whether a TCP socket accepts connections at the address.
 func (s *Snapshot) listens(local netip.AddrPort) bool {
-	return slices.ContainsFunc(s.byPort[local.Port()], func(socket Socket) bool {
-		return socket.State == Listen && (socket.Local == local || socket.Local.Addr().IsUnspecified())
-	})
+	all4 := netip.AddrPortFrom(netip.IPv4Unspecified(), local.Port())
+	all6 := netip.AddrPortFrom(netip.IPv6Unspecified(), local.Port())
+	return s.listening[local] || s.listening[all6] || local.Addr().Is4() && s.listening[all4]
 }
 
 // Sources returns the addresses of one family that sockets have with a port of
@@ -155,10 +160,10 @@ func (s *Snapshot) Connectable(f Flow, timeWait bool) (int, error) {
 			free.remove(socket.Local.Port())
 		}
 	}
-	// Connect leaves out the last port if their number is odd
-	// (__inet_hash_connect).
+	// Of an odd number of ports connect leaves out one: the last if it happens to
+	// begin at the first, else the first (__inet_hash_connect).
 	if low, high := s.ports.Low(), s.ports.High(); low != high && (high-low)%2 == 0 {
-		free.remove(high)
+		free.remove(low)
 	}
 	return free.len(), nil
 }
