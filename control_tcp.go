@@ -247,7 +247,7 @@ func (a *attempt) fullTCP() error {
 // the last word on whether a port is free.
 //
 // The range is named to it even where it is the system's: of that, the kernel
-// leaves out the last port if their number is odd (__inet_hash_connect).
+// leaves out one port if their number is odd (__inet_hash_connect).
 func (a *attempt) connectTCPLastPort() error {
 	start := time.Now()
 	if err := a.usePorts(a.ns.refresh()); err != nil {

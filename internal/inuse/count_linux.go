@@ -3,8 +3,6 @@ package inuse
 import (
 	"net/netip"
 	"slices"
-
-	"github.com/seed22601231/connectx/portpick"
 )
 
 // Counts says what the ports of a range are, for one source address and one
@@ -18,28 +16,12 @@ type Counts struct {
 	Free     int
 }
 
-// Count counts the ports for each of the source addresses and one destination,
-// of "tcp" or "udp", in the network namespace of the calling thread. An address
+// Count counts the ports for one source address and one destination. An address
 // that is not on this machine is the error EADDRNOTAVAIL.
 //
 // A range of 28,232 ports takes some 150 ms for TCP, whose ports are tried one by
 // one, and further sources little more. For UDP, it is the ports that sockets
 // share which are tried: 7 µs each, for each source.
-func Count(protocol string, sources []netip.Addr, destination netip.AddrPort, ports *portpick.Ports) ([]Counts, error) {
-	s, err := Take(protocol, ports)
-	if err != nil {
-		return nil, err
-	}
-	counts := make([]Counts, len(sources))
-	for i, source := range sources {
-		if counts[i], err = s.Count(source, destination); err != nil {
-			return nil, err
-		}
-	}
-	return counts, nil
-}
-
-// Count counts the ports for one source address and one destination.
 func (s *Snapshot) Count(source netip.Addr, destination netip.AddrPort) (Counts, error) {
 	held, err := s.heldFor(source)
 	if err != nil {

@@ -134,6 +134,21 @@ func timeWait(t testing.TB, listener int, p plan) netip.AddrPort {
 	return local
 }
 
+// countAll counts for each of the sources.
+func countAll(protocol string, sources []netip.Addr, destination netip.AddrPort, ports *portpick.Ports) ([]Counts, error) {
+	s, err := Take(protocol, ports)
+	if err != nil {
+		return nil, err
+	}
+	counts := make([]Counts, len(sources))
+	for i, source := range sources {
+		if counts[i], err = s.Count(source, destination); err != nil {
+			return nil, err
+		}
+	}
+	return counts, nil
+}
+
 var at = netip.MustParseAddrPort
 
 func TestSockets(t *testing.T) {
@@ -401,7 +416,7 @@ func TestCount(t *testing.T) {
 				for i := range want {
 					want[i].Free = 98 - want[i].InUse - want[i].TimeWait - want[i].Held
 				}
-				got, err := Count(protocol, []netip.Addr{source, other}, destination, ports)
+				got, err := countAll(protocol, []netip.Addr{source, other}, destination, ports)
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -417,7 +432,7 @@ func TestCountForAnAddressOfNobody(t *testing.T) {
 	ports := enter(t, 40000, 40099)
 	sources := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("192.0.2.1")}
 	for _, protocol := range []string{"tcp", "udp"} {
-		if _, err := Count(protocol, sources, at("127.0.0.1:1000"), ports); !errors.Is(err, unix.EADDRNOTAVAIL) {
+		if _, err := countAll(protocol, sources, at("127.0.0.1:1000"), ports); !errors.Is(err, unix.EADDRNOTAVAIL) {
 			t.Errorf("%s: got error %v, want %v", protocol, err, unix.EADDRNOTAVAIL)
 		}
 	}
@@ -475,7 +490,7 @@ func TestCountOfAnotherRange(t *testing.T) {
 	source := netip.MustParseAddr("127.0.0.1")
 	open(t, "tcp", plan{local: netip.AddrPortFrom(source, 40105)})
 	open(t, "tcp", plan{local: netip.AddrPortFrom(source, 40106), reuse: true})
-	got, err := Count("tcp", []netip.Addr{source}, at("127.0.0.1:1000"), ports)
+	got, err := countAll("tcp", []netip.Addr{source}, at("127.0.0.1:1000"), ports)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -493,7 +508,7 @@ func TestLookingSendsNothing(t *testing.T) {
 		timeWait(t, listener, plan{remote: server})
 	}
 	sent := segmentsSent(t)
-	got, err := Count("tcp", []netip.Addr{server.Addr()}, server, ports)
+	got, err := countAll("tcp", []netip.Addr{server.Addr()}, server, ports)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -572,7 +587,7 @@ func TestLookingTakesNoDatagrams(t *testing.T) {
 			}
 			return
 		default:
-			if _, err := Count("udp", []netip.Addr{source}, at("127.0.0.9:1000"), ports); err != nil {
+			if _, err := countAll("udp", []netip.Addr{source}, at("127.0.0.9:1000"), ports); err != nil {
 				t.Error(err)
 			}
 		}
@@ -585,7 +600,7 @@ func BenchmarkCount(b *testing.B) {
 			ports := enter(b, portpick.DefaultLow, portpick.DefaultHigh)
 			sources := []netip.Addr{netip.MustParseAddr("127.0.0.1")}
 			for b.Loop() {
-				if _, err := Count(protocol, sources, at("127.0.0.9:1000"), ports); err != nil {
+				if _, err := countAll(protocol, sources, at("127.0.0.9:1000"), ports); err != nil {
 					b.Fatal(err)
 				}
 			}
