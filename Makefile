@@ -39,7 +39,7 @@ bench: bench-dials bench-occupancy ## Compare with net.Dialer and other techniqu
 bench-dials: bin/connectx.test ## Open and close: COUNT alternating runs, medians of their ratios
 	@rm -f bin/bench.txt
 	@for i in $$(seq $(COUNT)); do \
-		bin/connectx.test -test.run '^$$' -test.bench '^Benchmark(Dial|DialInTurn|Parallel|Techniques)$$' -test.benchmem -test.benchtime $(BENCHTIME) >>bin/bench.txt || exit 1; \
+		bin/connectx.test -test.run '^$$' -test.bench '^Benchmark(Dial|DialInTurn|EgressInTurn|Parallel|Techniques)$$' -test.benchmem -test.benchtime $(BENCHTIME) >>bin/bench.txt || exit 1; \
 		printf '\rrun %d of %d' $$i $(COUNT) >&2; \
 	done; echo >&2
 	@$(TOOL) benchstat -filter '.unit:(ns/op OR allocs/op OR dials/s)' -col /dialer bin/bench.txt

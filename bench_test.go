@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"sync"
@@ -270,23 +271,55 @@ func inTurn(b *testing.B, network, source string, addresses []string) {
 	}
 	for _, row := range benchRows {
 		b.Run(row.name, func(b *testing.B) {
-			names := []string{"net", "floor", "connectx"}
-			dialers, took := make([]dialer, len(names)), make([]latencies, len(names))
-			for i, name := range names {
-				dialers[i] = row.dialer(b, name, network, source, addresses)
+			var all []named
+			for _, name := range []string{"net", "floor", "connectx"} {
+				all = append(all, named{name, row.dialer(b, name, network, source, addresses)})
 			}
-			for n := 0; b.Loop(); n++ {
-				i := n / 16 % len(names)
-				start := time.Now()
-				if err := dialAndHangUp(dialers[i], network, addresses[n%len(addresses)]); err != nil {
-					b.Fatal(err)
-				}
-				took[i] = append(took[i], time.Since(start))
-			}
-			b.ReportMetric(0, "ns/op") // that of all of them, which says nothing
-			for i, name := range names {
-				b.ReportMetric(float64(took[i].percentile(0.5)), name+"-p50-ns")
-			}
+			compareInTurn(b, network, addresses, all)
+		})
+	}
+}
+
+type named struct {
+	name string
+	dialer
+}
+
+// compareInTurn reports the median of each dialer.
+func compareInTurn(b *testing.B, network string, addresses []string, dialers []named) {
+	took := make([]latencies, len(dialers))
+	for n := 0; b.Loop(); n++ {
+		i := n / 16 % len(dialers)
+		start := time.Now()
+		if err := dialAndHangUp(dialers[i], network, addresses[n%len(addresses)]); err != nil {
+			b.Fatal(err)
+		}
+		took[i] = append(took[i], time.Since(start))
+	}
+	b.ReportMetric(0, "ns/op") // that of all of them, which says nothing
+	for i, d := range dialers {
+		b.ReportMetric(float64(took[i].percentile(0.5)), d.name+"-p50-ns")
+	}
+}
+
+// What the fields of the egress policy cost: each in turn with a Dialer that has
+// one source address in LocalAddr.
+func BenchmarkEgressInTurn(b *testing.B) {
+	benchNamespace(b)
+	var hundreds []netip.Addr
+	for i := range 256 {
+		hundreds = append(hundreds, netip.AddrFrom4([4]byte{127, 2, 1, byte(i)}), netip.MustParseAddr(fmt.Sprintf("fd00::2:%x", i)))
+	}
+	one := []netip.Addr{netip.MustParseAddr("127.2.0.1")}
+	for _, network := range []string{"tcp", "udp"} {
+		b.Run(network, func(b *testing.B) {
+			compareInTurn(b, network, sinks(b, network, "127.1.0.1"), []named{
+				{"local", &connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr(network, "127.2.0.1", 0)}}},
+				{"source", &connectx.Dialer{SourceAddrs: one}},
+				{"sources", &connectx.Dialer{SourceAddrs: hundreds}},
+				{"ports", &connectx.Dialer{SourceAddrs: one, PortRange: connectx.PortRange{Low: 40000, High: 44095}}},
+				{"outside", &connectx.Dialer{SourceAddrs: one, PortRange: connectx.PortRange{Low: 10000, High: 14095}}},
+			})
 		})
 	}
 }

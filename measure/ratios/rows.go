@@ -62,7 +62,7 @@ func (w row) evaluate(r results) (middle, low, high float64, runs int, err error
 // rows returns the table. What can be compared, and some limits, depend on the
 // results.
 func rows(r results) []row {
-	return slices.Concat(dialRows(), allocationRows(), parallelRows(r), occupancyRows(), fullRows(), techniqueRows(r))
+	return slices.Concat(dialRows(), egressRows(), allocationRows(), parallelRows(r), occupancyRows(), fullRows(), techniqueRows(r))
 }
 
 const (
@@ -132,6 +132,28 @@ func dialRows() (table []row) {
 					})
 				}
 			}
+		}
+	}
+	return table
+}
+
+func egressRows() (table []row) {
+	for _, network := range networks {
+		for _, policy := range []struct {
+			name, text string
+			limit      float64
+		}{
+			{"source", "SourceAddrs, one address", 1.03},
+			{"sources", "SourceAddrs, 256 addresses of each family", 1.03},
+			{"ports", "PortRange within the system's", 1.03},
+			{"outside", "PortRange outside of it", 1.03},
+		} {
+			table = append(table, row{
+				group: "p50 of open and close, loopback : LocalAddr with the same source address",
+				name:  network + " " + policy.text,
+				of:    quantity{"EgressInTurn/" + network, policy.name + "-p50-ns"}, by: quantity{"EgressInTurn/" + network, "local-p50-ns"},
+				limit: policy.limit,
+			})
 		}
 	}
 	return table
