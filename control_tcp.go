@@ -167,6 +167,9 @@ func (a *attempt) connectTCPRange() error {
 			continue
 		}
 		low, high := port, port
+		if a.brief && tries == 2 {
+			return a.exhausted(a.local.Addr(), taken{})
+		}
 		if walk.Crowded() {
 			low, high = window(a.ports, port, windows[tries], avoid)
 			tries++
@@ -224,6 +227,9 @@ func (a *attempt) connectTCPAnyPort() error {
 	if err := a.usePorts(a.ns.refresh()); err != nil {
 		return err
 	}
+	if a.brief {
+		return a.exhausted(a.local.Addr(), taken{})
+	}
 	if protocol, _ := sys.Int(a.fd, unix.SOL_SOCKET, unix.SO_PROTOCOL); protocol == unix.IPPROTO_MPTCP {
 		// net.Dialer dials again without MPTCP.
 		return a.exhausted(a.local.Addr(), taken{})
@@ -237,6 +243,9 @@ func (a *attempt) connectTCPAnyPort() error {
 // fullTCP returns the error of a search that has found no port a moment ago, if
 // there was one.
 func (a *attempt) fullTCP() error {
+	if a.brief {
+		return nil // that has been looked at
+	}
 	if known, full, _ := a.ns.full.recently(a.flow(a.local.Addr(), a.boundDevice())); full {
 		return a.exhausted(known.source, known.taken)
 	}
@@ -259,13 +268,17 @@ func (a *attempt) connectTCPLastPort() error {
 	avoid := a.remote.Port()
 	parts := [][2]uint16{{a.ports.Low(), a.ports.High()}}
 	if a.ports.Low() <= avoid && avoid <= a.ports.High() {
-		parts = [][2]uint16{{a.ports.Low(), avoid - 1}, {avoid + 1, a.ports.High()}, {avoid, avoid}}
+		parts = nil
+		if a.ports.Low() < avoid {
+			parts = append(parts, [2]uint16{a.ports.Low(), avoid - 1})
+		}
+		if avoid < a.ports.High() {
+			parts = append(parts, [2]uint16{avoid + 1, a.ports.High()})
+		}
+		parts = append(parts, [2]uint16{avoid, avoid})
 	}
 	for _, part := range parts {
 		low, high := part[0], part[1]
-		if low > high {
-			continue
-		}
 		a.setPortRange(low, high)
 		o, err := a.tryTCP(low, high)
 		if err != nil {
@@ -304,6 +317,9 @@ func (a *attempt) connectTCPExplicit() error {
 		}
 	}
 	if err := a.fullTCP(); err != nil {
+		return err
+	}
+	if err := a.usePorts(a.ns.refresh()); err != nil {
 		return err
 	}
 	return a.connectTCPBoundPort(start)

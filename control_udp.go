@@ -63,8 +63,11 @@ func (a *attempt) connectUDPAlone(why error) error {
 		return nil // net.Dialer connects, and the kernel picks a port
 	}
 	err := a.bind(a.local)
-	if err == unix.EADDRINUSE && a.local.Port() != 0 {
+	switch {
+	case err == unix.EADDRINUSE && a.local.Port() != 0:
 		return &inUseError{"the source port is in use and cannot be shared: " + why.Error(), a.chosen(), a.remote, err}
+	case err == unix.EADDRINUSE && len(a.hook.sources) > 0:
+		return a.exhausted(a.local.Addr(), taken{tried: a.ports.Len(), held: a.ports.Len()})
 	}
 	return os.NewSyscallError("bind", err)
 }

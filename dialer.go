@@ -57,13 +57,16 @@ type Dialer struct {
 	//
 	// A dial that comes upon an address that is not on this machine fails, unless
 	// a Control hook sets IP_FREEBIND or the like. However many addresses there
-	// are, a dial takes no longer. The slice must not be changed while there are
+	// are, a dial takes no longer, until nearly all ports of nearly all of them are
+	// taken towards the destination. The slice must not be changed while there are
 	// dials.
 	SourceAddrs []netip.Addr
 
 	// PortRange is the range to pick source ports from, in place of the system's
 	// ephemeral range; reserved ports (net.ipv4.ip_local_reserved_ports) are left
 	// out of both. A LocalAddr whose port is not in it is an error.
+	//
+	// A Control hook that binds the socket itself must have a port of the range.
 	//
 	// It need not be a part of the system's range. TCP connections from ports
 	// outside of that, and all of them before Linux 6.3, are bound to their
@@ -77,10 +80,11 @@ type Dialer struct {
 	// does not do it, the connection is an ordinary one.
 	//
 	// With a cookie, a dial is done at once, and the handshake begins with the
-	// first Write: that is what a refused connection or a timeout comes with, and
-	// until then there is nothing to read. So it is only for protocols in which
-	// the client speaks first. The data must be safe to receive twice, as the
-	// RFC says.
+	// first Write. So neither Timeout nor the race of Happy Eyeballs covers it; a
+	// refused connection shows in the first Write or in what follows it, and until
+	// then there is nothing to read, and CloseWrite resets the connection. That
+	// is for protocols in which the client speaks first. The data must be safe to
+	// receive twice, as the RFC says.
 	FastOpen bool
 }
 
@@ -223,7 +227,7 @@ func (d *Dialer) plain(network string) *net.Dialer {
 	plain := d.Dialer
 	h := d.hook()
 	switch {
-	case !supported && (len(d.SourceAddrs) > 0 || d.PortRange != PortRange{}):
+	case !supported && (len(d.SourceAddrs) > 0 || d.PortRange != PortRange{}): // run refuses
 		plain.ControlContext = h.run
 	case supported && len(d.SourceAddrs) > 0 && isIP(network):
 		h.anyLocal = d.LocalAddr
@@ -452,6 +456,9 @@ func sourceString(local netip.AddrPort) string {
 	if local.Addr().IsValid() {
 		host = local.Addr().String()
 	}
+	if local.Port() == 0 {
+		return host
+	}
 	return net.JoinHostPort(host, strconv.Itoa(int(local.Port())))
 }
 
@@ -460,7 +467,7 @@ func (h *hook) check() error {
 	if port := h.local.Port(); port != 0 && h.ports != (PortRange{}) && !h.ports.Contains(port) {
 		return &fieldError{field: "LocalAddr", value: sourceString(h.local), problem: "the port is not in PortRange " + h.ports.String()}
 	}
-	if len(h.sources) > 0 && h.local != (netip.AddrPort{}) {
+	if a := h.local.Addr(); len(h.sources) > 0 && (h.local.Port() != 0 || a.IsValid() && !a.IsUnspecified()) {
 		return &fieldError{field: "LocalAddr", value: sourceString(h.local), problem: "cannot be used together with SourceAddrs"}
 	}
 	return nil

@@ -47,6 +47,13 @@ type attempt struct {
 	// which the kernel would choose.
 	outside bool
 
+	// brief says that there are other source addresses to try before it pays
+	// to search the range of this one to the last port.
+	brief bool
+	dirty bool // the socket has been of use for another source address
+
+	trying bool // between begin and end
+
 	trace  *Trace     // nil if nobody looks
 	source netip.Addr // for the trace; invalid if the kernel chooses it
 	did    ProtocolStats
@@ -133,8 +140,10 @@ func (a *attempt) dialFrom(local netip.AddrPort) error {
 	if err := a.parseAddresses(local); err != nil {
 		return err
 	}
-	if a.hook.hasUserControl() && a.boundByUser() {
-		return nil
+	if a.hook.hasUserControl() {
+		if bound, err := a.boundByUser(); bound || err != nil {
+			return err
+		}
 	}
 	if source := a.local.Addr(); source.IsValid() {
 		a.sourceChosen(source)
@@ -147,31 +156,72 @@ func (a *attempt) dialFrom(local netip.AddrPort) error {
 
 // connectFromSources connects from one of SourceAddrs: from the next one if all
 // ports of those before are taken.
+//
+// To find out that all are takes long where they are many. So the first round
+// looks at each source address only as long as it takes to find a port where one
+// in a hundred is free.
 func (a *attempt) connectFromSources() error {
 	// Tells the family; what is chosen comes below.
 	if err := a.parseAddresses(netip.AddrPort{}); err != nil {
 		return err
 	}
-	var all *PortsExhaustedError
-	for source, err := range a.hook.sources.inTurn(a.remote.Addr().Is4()) {
-		if err == nil {
-			err = a.fullFrom(source)
+	is4 := a.remote.Addr().Is4()
+	a.brief = len(a.hook.sources) > 1
+	all, err := a.connectFromEach(is4)
+	if a.brief && all != nil {
+		a.brief = false
+		all, err = a.connectFromEach(is4)
+	}
+	if all == nil {
+		return err
+	}
+	slices.SortFunc(all.Sources, netip.Addr.Compare)
+	return all
+}
+
+// connectFromEach returns an error of its own for each source address on which
+// there was no port.
+func (a *attempt) connectFromEach(is4 bool) (all *PortsExhaustedError, err error) {
+	for source, err := range a.hook.sources.inTurn(is4) {
+		if all != nil && slices.Contains(all.Sources, source) {
+			continue // is in SourceAddrs more than once
 		}
 		if err == nil {
-			err = a.dialFrom(netip.AddrPortFrom(source, 0))
+			err = a.connectFromSource(source)
 		}
 		exhausted, ok := err.(*PortsExhaustedError)
 		if !ok {
-			return notThisMachines(source, err)
+			return nil, notThisMachines(source, err)
 		}
 		all = all.and(exhausted)
 	}
 	if all == nil {
-		return a.hook.sources.noneFor(a.address)
+		return nil, a.hook.sources.noneFor(a.address)
 	}
-	slices.SortFunc(all.Sources, netip.Addr.Compare)
-	all.Sources = slices.Compact(all.Sources)
-	return all
+	return all, nil
+}
+
+func (a *attempt) connectFromSource(source netip.Addr) error {
+	if err := a.fullFrom(source); err != nil {
+		return err
+	}
+	if a.dirty {
+		if err := a.renew(); err != nil {
+			return err
+		}
+	}
+	a.dirty = true
+	start := time.Now()
+	err := a.dialFrom(netip.AddrPortFrom(source, 0))
+	if _, ok := err.(*PortsExhaustedError); ok && a.brief {
+		f := a.flow(a.local.Addr(), a.boundDevice())
+		f.brief = true
+		// Brief searches in vain take three percent of the time, whatever the
+		// number of source addresses.
+		again := 32 * time.Since(start) * time.Duration(len(a.hook.sources))
+		a.ns.full.rememberFor(f, fullFlow{source: a.local.Addr()}, again)
+	}
+	return err
 }
 
 // fullFrom spares a dial the search on a source address for which another one
@@ -183,7 +233,13 @@ func (a *attempt) fullFrom(source netip.Addr) error {
 	if err := a.parseAddresses(netip.AddrPortFrom(source, 0)); err != nil {
 		return err
 	}
-	if known, full := a.ns.full.isKnown(a.flow(a.local.Addr(), a.boundDevice())); full {
+	f := a.flow(a.local.Addr(), a.boundDevice())
+	known, full := a.ns.full.isKnown(f)
+	if !full && a.brief {
+		f.brief = true
+		known, full = a.ns.full.isKnown(f)
+	}
+	if full {
 		return a.exhausted(a.local.Addr(), known.taken)
 	}
 	return nil
@@ -225,11 +281,21 @@ func (h *hook) runIP(ctx context.Context, network, address string, c syscall.Raw
 	if err != nil || !source.IsValid() {
 		return err
 	}
+	if family == unix.AF_INET && !source.Is4() {
+		return &net.AddrError{Err: errNoSuitableAddress, Addr: source.String()}
+	}
 	ctlErr := c.Control(func(fd uintptr) {
 		sa := sys.NewSockaddr(family, netip.AddrPortFrom(source.WithZone(""), 0), interfaceIndex(int(fd), source.Zone()))
-		err = notThisMachines(source, os.NewSyscallError("bind", sys.Bind(int(fd), &sa)))
+		err = os.NewSyscallError("bind", sys.Bind(int(fd), &sa))
 	})
-	return errors.Join(ctlErr, err)
+	switch {
+	case ctlErr != nil:
+		return ctlErr
+	case len(h.sources) > 0:
+		return notThisMachines(source, err)
+	default:
+		return err
+	}
 }
 
 // parseAddresses sets local, remote and scope.
@@ -302,12 +368,18 @@ func interfaceIndex(fd int, zone string) uint32 {
 
 // boundByUser reports whether the caller's hook has bound the socket itself.
 // Then it is left as it is, for net.Dialer to connect.
-func (a *attempt) boundByUser() bool {
+func (a *attempt) boundByUser() (bool, error) {
 	if a.local != (netip.AddrPort{}) {
-		return false // both bind, and the second one fails as with net.Dialer
+		return false, nil // both bind, and the second one fails as with net.Dialer
 	}
 	bound, err := sys.LocalAddr(a.fd)
-	return err == nil && (bound.Port() != 0 || !bound.Addr().IsUnspecified())
+	if err != nil || bound.Port() == 0 && bound.Addr().IsUnspecified() {
+		return false, nil
+	}
+	if own := a.hook.ports; own != (PortRange{}) && !own.Contains(bound.Port()) {
+		return true, &fieldError{field: "PortRange", value: own.String(), problem: "does not contain the port of " + bound.String() + ", to which a Control hook has bound the socket"}
+	}
+	return true, nil
 }
 
 // boundDevice is the interface that the socket is bound to, else 0: by the

@@ -14,7 +14,10 @@ import (
 const supported = false
 
 // run is the body of the hook on Linux (dialer_linux.go).
-func (h *hook) run(context.Context, string, string, syscall.RawConn) error {
+func (h *hook) run(ctx context.Context, network, address string, c syscall.RawConn) error {
+	if protocolOf(network) == "" && !isIP(network) {
+		return h.userControl(ctx, network, address, c)
+	}
 	if len(h.sources) > 0 {
 		return &fieldError{field: "SourceAddrs", value: addrList(h.sources), problem: "needs Linux, not " + runtime.GOOS, err: errors.ErrUnsupported}
 	}

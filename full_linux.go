@@ -25,6 +25,7 @@ const (
 
 // A flow is what a port is for.
 type flow struct {
+	brief       bool           // whether a brief search for it pays
 	protocol    string         // "tcp" or "udp"
 	source      netip.Addr     // invalid for TCP where the caller has chosen none
 	destination netip.AddrPort // invalid for all of them
@@ -52,11 +53,13 @@ type fullFlow struct {
 }
 
 // remember notes that a search which began at start has found no port, from which
-// source address, and what it has found instead.
-func (t *fullTable) remember(f flow, source netip.Addr, by taken, start time.Time) {
+// source address, and what it has found instead. Where a dial has several source
+// addresses to search, what is found out about the first is to hold until it is
+// through with the last.
+func (t *fullTable) remember(f flow, source netip.Addr, by taken, start time.Time, sources int) {
 	took := min(time.Since(start), time.Duration(by.tried)*perPort, maxRemember)
 	if took >= minRemember {
-		t.rememberFor(f, fullFlow{source: source, taken: by}, took)
+		t.rememberFor(f, fullFlow{source: source, taken: by}, took*time.Duration(max(sources, 1)))
 	}
 }
 

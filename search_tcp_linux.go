@@ -33,6 +33,12 @@ func (a *attempt) connectTCPBoundPort(start time.Time) error {
 		return a.exhausted(s.source, s.taken)
 	}
 	walk := a.ns.order.Walk(a.ports, s.source, a.remote)
+	if a.brief {
+		if o, err := s.tryBatch(nextPorts(&walk, s.room[:])); o == won || err != nil {
+			return err
+		}
+		return a.exhausted(s.source, s.taken)
+	}
 	for n := 8; ; n = min(2*n, len(s.room)) {
 		batch := nextPorts(&walk, s.room[:n])
 		if len(batch) == 0 {
@@ -48,7 +54,7 @@ func (a *attempt) connectTCPBoundPort(start time.Time) error {
 			return err
 		}
 	}
-	a.ns.full.remember(a.flow(a.local.Addr(), a.boundDevice()), s.source, s.taken, start)
+	a.ns.full.remember(a.flow(a.local.Addr(), a.boundDevice()), s.source, s.taken, start, len(a.hook.sources))
 	return a.exhausted(s.source, s.taken)
 }
 

@@ -20,6 +20,9 @@ func (l *tupleLock) connectPicked(source netip.Addr) error {
 		if o == won || err != nil {
 			return err
 		}
+		if l.brief {
+			return l.exhausted(source, s.taken)
+		}
 		now := l.ns.refresh()
 		if now == system {
 			return l.exhausted(source, s.taken)
@@ -69,12 +72,20 @@ func (s *search) run(f flow) (outcome, error) {
 			break
 		}
 	}
-	known, full, again := s.ns.full.recently(f)
-	if full {
-		s.taken = known.taken
-		return conflict, nil
+	again := false
+	if !s.brief { // else that has been looked at
+		known, full, elected := s.ns.full.recently(f)
+		if full {
+			s.taken = known.taken
+			return conflict, nil
+		}
+		again = elected
 	}
 	if o, err := s.tryAny(again); o == won || err != nil {
+		return o, err
+	}
+	if s.brief {
+		o, _, err := s.tryNext(len(s.room))
 		return o, err
 	}
 	start := time.Now()
@@ -89,7 +100,7 @@ func (s *search) run(f flow) (outcome, error) {
 	}
 	o, err := s.tryLocked()
 	if o != won && err == nil {
-		s.ns.full.remember(f, s.source, s.taken, start)
+		s.ns.full.remember(f, s.source, s.taken, start, len(s.hook.sources))
 	}
 	return o, err
 }

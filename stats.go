@@ -12,8 +12,8 @@ type Stats struct {
 //
 // Once no dial is under way, Tries = Wins + Conflicts + Contention + Errors.
 type ProtocolStats struct {
-	// Dials to one address (of the several that a name may have), by what
-	// the caller has chosen: no source, a source address (LocalAddr or
+	// Dials to one address (of the several that a name may have; and once more if
+	// net.Dialer does without MPTCP), by what the caller has chosen: no source, a source address (LocalAddr or
 	// SourceAddrs), a source port (with or without an address).
 	DialsFromAny  uint64 `json:"dials_from_any"`
 	DialsFromAddr uint64 `json:"dials_from_addr"`
@@ -38,7 +38,7 @@ type ProtocolStats struct {
 	// refuses the connection at once, or a destination without a route.
 	Errors uint64 `json:"errors"`
 
-	// Exhausted are dials that failed with ErrPortsExhausted.
+	// Exhausted are such dials that failed with ErrPortsExhausted.
 	Exhausted uint64 `json:"exhausted"`
 
 	// Fallbacks are dials that had to do without a feature of the kernel (see

@@ -27,6 +27,7 @@ func (a *attempt) sourceChosen(source netip.Addr) {
 // begin notes that a try begins: of one port, or of all from low to high.
 func (a *attempt) begin(low, high uint16) {
 	a.did.Tries++
+	a.trying = true
 	if a.trace != nil && a.trace.Try != nil {
 		a.trace.Try(a.traceTry(low, high))
 	}
@@ -34,6 +35,7 @@ func (a *attempt) begin(low, high uint16) {
 
 // end notes what has become of the try. No port is locked by then.
 func (a *attempt) end(low, high uint16, o outcome) {
+	a.trying = false
 	var call func(TraceTry)
 	switch o {
 	case won:
@@ -81,6 +83,9 @@ func (a *attempt) count() {
 		a.did.DialsFromAddr = 1
 	default:
 		a.did.DialsFromAny = 1
+	}
+	if a.trying {
+		a.did.Errors++ // a hook has panicked
 	}
 	if _, ok := a.err.(*PortsExhaustedError); ok {
 		a.did.Exhausted = 1

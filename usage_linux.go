@@ -2,6 +2,7 @@ package connectx
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"runtime"
@@ -20,7 +21,10 @@ func usage(ctx context.Context, protocol string, sources []netip.Addr, destinati
 	if err != nil {
 		return nil, err
 	}
-	destination = netip.AddrPortFrom(destination.Addr().Unmap().WithZone(""), destination.Port())
+	destination = netip.AddrPortFrom(destination.Addr().Unmap(), destination.Port())
+	if destination.Addr().IsLinkLocalUnicast() {
+		return nil, errLinkLocal
+	}
 	snapshot, err := inuse.Take(protocol, ports)
 	if err != nil {
 		return nil, err
@@ -30,10 +34,13 @@ func usage(ctx context.Context, protocol string, sources []netip.Addr, destinati
 		if err := ctx.Err(); err != nil {
 			return nil, err
 		}
-		if source = source.Unmap().WithZone(""); !source.IsValid() || source.IsUnspecified() {
+		if source = source.Unmap(); !source.IsValid() || source.IsUnspecified() {
 			if source, err = sourceHere(destination); err != nil {
 				return nil, err
 			}
+		}
+		if source.IsLinkLocalUnicast() {
+			return nil, errLinkLocal
 		}
 		counts, err := snapshot.Count(source, destination)
 		if err != nil {
@@ -48,6 +55,9 @@ func usage(ctx context.Context, protocol string, sources []netip.Addr, destinati
 	}
 	return usages, nil
 }
+
+// errLinkLocal is about addresses that there may be one of on each interface.
+var errLinkLocal = fmt.Errorf("ports of link-local addresses: %w", errors.ErrUnsupported)
 
 // portsHere are the ports of a range, in the calling thread's namespace.
 func portsHere(own PortRange) (*portpick.Ports, error) {

@@ -108,6 +108,10 @@ func (p *probe) openConn() error {
 		return err
 	}
 	p.conn = fd
+	// So that the port it has for a moment can be bound by others meanwhile.
+	if err := sys.SetInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return os.NewSyscallError("setsockopt", err)
+	}
 	for _, o := range []struct{ level, name int }{
 		{unix.IPPROTO_TCP, unix.TCP_FASTOPEN_CONNECT},
 		{unix.IPPROTO_TCP, unix.TCP_FASTOPEN_NO_COOKIE},
