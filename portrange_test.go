@@ -284,6 +284,60 @@ func TestPortRangeWhenTheSystemsChanges(t *testing.T) {
 	}
 }
 
+// The last port there is, which is the destination's own, is not taken for more
+// than it is.
+func TestPortRangeUpToTheLastPort(t *testing.T) {
+	ownNamespace(t, 60000, 65535)
+	listener, err := net.Listen("tcp", "127.1.0.1:65535")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	d := connectx.Dialer{PortRange: connectx.PortRange{Low: 65530, High: 65535}}
+	ctx := connectx.WithTrace(t.Context(), &connectx.Trace{Try: func(try connectx.TraceTry) {
+		if !d.PortRange.Contains(try.Ports.Low) || !d.PortRange.Contains(try.Ports.High) {
+			t.Errorf("tries %v", try.Ports)
+		}
+	}})
+	for i := range 7 {
+		conn, err := d.DialContext(ctx, "tcp", listener.Addr().String())
+		if i == 6 {
+			checkExhausted(t, err)
+			return
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer hangUp(conn)
+	}
+}
+
+// Ports that are reserved no longer are found at once.
+func TestPortRangeWhenReservedPortsChange(t *testing.T) {
+	for _, ports := range []connectx.PortRange{{Low: 20000, High: 20003}, {Low: 40000, High: 40003}} {
+		for _, network := range []string{"tcp", "udp"} {
+			t.Run(fmt.Sprintf("%s, %v", network, ports), func(t *testing.T) {
+				ownNamespace(t, 40000, 40019)
+				address := echo(t, network, "127.1.0.1")
+				d := connectx.Dialer{PortRange: ports}
+				if err := netns.SetReservedPorts(ports.String()); err != nil {
+					t.Fatal(err)
+				}
+				_, err := d.Dial(network, address)
+				checkExhausted(t, err)
+				if err := netns.SetReservedPorts(""); err != nil {
+					t.Fatal(err)
+				}
+				conn, err := d.Dial(network, address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				hangUp(conn)
+			})
+		}
+	}
+}
+
 // Two ranges share nothing but the destination: that one is full is not held
 // against the other.
 func TestTwoPortRangesInOneProcess(t *testing.T) {

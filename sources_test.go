@@ -193,6 +193,66 @@ func TestOneFreeSourceAddrIsFound(t *testing.T) {
 	}
 }
 
+// A dial that goes on to the next source address does not take a 4-tuple that
+// exists, although what was in the way on the first was of another kind.
+func TestSourceAddrsDoNotOvershadow(t *testing.T) {
+	const low, high = 40000, 40004
+	ownNamespace(t, low, high)
+	address, other := echo(t, "udp", "127.1.0.1"), echo(t, "udp", "127.1.0.2")
+	for port := uint16(low); port <= high; port++ {
+		plain := net.Dialer{LocalAddr: localAddr("udp", "127.2.0.1", port)}
+		conn, err := plain.Dial("udp", other)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+	}
+	second := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("udp", "127.2.0.2", 0)}}
+	fillUp(t, &second, "udp", address)
+	d := connectx.Dialer{SourceAddrs: []netip.Addr{netip.MustParseAddr("127.2.0.1"), netip.MustParseAddr("127.2.0.2")}}
+	for range 10 {
+		conn, err := d.Dial("udp", address)
+		if err == nil {
+			t.Fatalf("a second connection on %v", conn.LocalAddr())
+		}
+		if !errors.Is(err, connectx.ErrPortsExhausted) {
+			t.Fatal(err)
+		}
+	}
+}
+
+// Where most source addresses are full, a dial does not search all of their ports.
+func TestFullSourceAddrsAreNotSearchedOverAndOver(t *testing.T) {
+	const n = 6
+	for _, network := range []string{"tcp", "udp"} {
+		t.Run(network, func(t *testing.T) {
+			ownNamespace(t, 40000, 40511)
+			v4, _ := ownSources(t, n)
+			address := echo(t, network, "127.1.0.1")
+			for _, source := range v4[1:] {
+				d := connectx.Dialer{SourceAddrs: []netip.Addr{source}}
+				fillUp(t, &d, network, address)
+			}
+			d := connectx.Dialer{SourceAddrs: v4}
+			before := connectx.ReadStats()
+			const dials = 200
+			for range dials {
+				conn, err := d.Dial(network, address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer hangUp(conn)
+			}
+			diff := statsDiff(before, connectx.ReadStats())
+			// Two or three are usual. To search a full range takes 512, so that
+			// without the first, brief round there are 40 and more.
+			if tries := (diff.TCP.Tries + diff.UDP.Tries) / dials; tries > 20 {
+				t.Errorf("%d tries per dial", tries)
+			}
+		})
+	}
+}
+
 // All ways to dial use SourceAddrs.
 func TestSourceAddrsEverywhere(t *testing.T) {
 	ownNamespace(t, 40000, 40019)
@@ -276,7 +336,7 @@ func TestFieldsThatMakeNoSense(t *testing.T) {
 			dialer: func(network string) connectx.Dialer {
 				return connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr(network, "127.2.0.2", 0)}, SourceAddrs: []netip.Addr{here}}
 			},
-			want: []string{"LocalAddr 127.2.0.2:0", "SourceAddrs"},
+			want: []string{"LocalAddr 127.2.0.2", "SourceAddrs"},
 		},
 		{
 			name: "a port in LocalAddr, and SourceAddrs",
@@ -328,6 +388,16 @@ func TestFieldsThatMakeNoSense(t *testing.T) {
 			want:   []string{"PortRange 0-40009", "low"},
 		},
 		{
+			name: "a hook that binds the socket to a port that is not in PortRange",
+			dialer: func(string) connectx.Dialer {
+				bind := onSocket(func(fd int) error {
+					return unix.Bind(fd, &unix.SockaddrInet4{Port: 40010, Addr: [4]byte{127, 2, 0, 1}})
+				})
+				return connectx.Dialer{Dialer: net.Dialer{Control: bind}, PortRange: connectx.PortRange{Low: 40000, High: 40009}}
+			},
+			want: []string{"PortRange 40000-40009", "127.2.0.1:40010"},
+		},
+		{
 			name: "a port of LocalAddr that is not in PortRange",
 			dialer: func(network string) connectx.Dialer {
 				return connectx.Dialer{
@@ -362,6 +432,12 @@ func TestFieldsThatMakeNoSense(t *testing.T) {
 					t.Errorf("%T, %s, %s: %v is not %v", dialer, network, tt.name, err, tt.is)
 				}
 			}
+		}
+	}
+	ofIPv6 := connectx.Dialer{Dialer: net.Dialer{LocalAddr: &net.IPAddr{IP: net.IPv6loopback}}}
+	for _, dialer := range []*net.Dialer{ofIPv6.NetDialer(), &ofIPv6.Dialer} {
+		if _, err := dialer.Dial("ip4:253", "127.1.0.1"); err == nil || !strings.Contains(err.Error(), "no suitable address") {
+			t.Errorf("raw IP from an address of another family: %v", err)
 		}
 	}
 	d := connectx.Dialer{SourceAddrs: []netip.Addr{here}}

@@ -168,6 +168,25 @@ func dialOnce(d *connectx.Dialer, network, address string) error {
 	return err
 }
 
+// A hook that panics ends its try.
+func TestStatsAfterAPanic(t *testing.T) {
+	ownNamespace(t, 40000, 40003)
+	before := connectx.ReadStats()
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("there was no panic")
+			}
+		}()
+		ctx := connectx.WithTrace(t.Context(), &connectx.Trace{Try: func(connectx.TraceTry) { panic("hook") }})
+		_, _ = connectx.DialContext(ctx, "udp", "127.1.0.1:7")
+	}()
+	want := connectx.Stats{UDP: connectx.ProtocolStats{DialsFromAny: 1, Tries: 1, Errors: 1}}
+	if diff := cmp.Diff(want, statsDiff(before, connectx.ReadStats())); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 // However many dial at once, and however they end, the counters add up.
 func TestStatsAddUp(t *testing.T) {
 	ownNamespace(t, 40000, 40019)
@@ -307,6 +326,17 @@ func statsWithoutNetlink() int {
 	want := connectx.Stats{UDP: connectx.ProtocolStats{DialsFromAny: 7, Fallbacks: 7, Exhausted: 1}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		return failChild("(-want +got):\n%s", diff)
+	}
+	d = connectx.Dialer{SourceAddrs: []netip.Addr{netip.MustParseAddr("127.2.0.1"), netip.MustParseAddr("127.2.0.2")}}
+	for i := range 40 {
+		conn, err := d.Dial("udp", udp)
+		if err != nil {
+			return failChild("dial %d of two source addresses: %v", i, err)
+		}
+		defer conn.Close()
+	}
+	if _, err := d.Dial("udp", udp); !errors.Is(err, connectx.ErrPortsExhausted) {
+		return failChild("all ports of two source addresses in use: %v", err)
 	}
 	fmt.Print("ok")
 	return 0

@@ -5,6 +5,8 @@ package connectx_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -175,6 +177,60 @@ func waitForEnd(t *testing.T, conn net.Conn) {
 	}
 }
 
+func init() {
+	children["usage"] = func() int {
+		fmt.Println("ready")
+		go func() {
+			io.Copy(io.Discard, os.Stdin)
+			os.Exit(0)
+		}()
+		for {
+			if _, err := connectx.Usage(context.Background(), os.Getenv("NETWORK"), netip.MustParseAddr("127.2.0.1"), netip.MustParseAddrPort("127.1.0.1:7")); err != nil {
+				return failChild("%v", err)
+			}
+		}
+	}
+}
+
+// Nobody fails to get a port because somebody else counts them.
+func TestUsageDisturbsNobody(t *testing.T) {
+	const low, high = 40000, 40001
+	for _, network := range []string{"tcp", "udp"} {
+		t.Run(network, func(t *testing.T) {
+			ownNamespace(t, low, high)
+			address, other := echo(t, network, "127.1.0.1"), echo(t, network, "127.1.0.2")
+			shared := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr(network, "127.2.0.1", low)}}
+			conn, err := shared.Dial(network, other)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer hangUp(conn)
+			lines := startChild(t, "usage", "NETWORK="+network)
+			if !lines.Scan() {
+				t.Fatal(lines.Err())
+			}
+			for i := range 5000 {
+				d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr(network, "127.2.0.1", uint16(low+i%2))}}
+				conn, err := d.Dial(network, address)
+				if err != nil {
+					t.Fatalf("dial %d: %v", i, err)
+				}
+				hangUp(conn)
+			}
+			if network == "udp" {
+				return
+			}
+			for i := range 5000 {
+				listener, err := net.Listen("tcp", fmt.Sprintf("127.2.0.1:%d", high))
+				if err != nil {
+					t.Fatalf("listener %d: %v", i, err)
+				}
+				listener.Close()
+			}
+		})
+	}
+}
+
 func TestUsageErrors(t *testing.T) {
 	ownNamespace(t, 40000, 40019)
 	ended, cancel := context.WithCancel(t.Context())
@@ -200,6 +256,7 @@ func TestUsageErrors(t *testing.T) {
 		{name: "a network of another family", ctx: t.Context(), network: "udp6", source: v4, destination: to4, as: &mismatch},
 		{name: "an address that is not here", ctx: t.Context(), network: "udp", source: netip.MustParseAddr("192.0.2.1"), destination: to4, is: unix.EADDRNOTAVAIL},
 		{name: "no route", ctx: t.Context(), network: "udp", destination: netip.MustParseAddrPort("192.0.2.1:7"), is: unix.ENETUNREACH},
+		{name: "a link-local address", ctx: t.Context(), network: "udp", source: netip.MustParseAddr("fe80::1%lo"), destination: to6, is: errors.ErrUnsupported},
 		{name: "an ended context", ctx: ended, network: "udp", source: v4, destination: to4, is: context.Canceled},
 	} {
 		got, err := connectx.Usage(tt.ctx, tt.network, tt.source, tt.destination)
