@@ -81,9 +81,10 @@ type Dialer struct {
 	//
 	// With a cookie, a dial is done at once, and the handshake begins with the
 	// first Write. So neither Timeout nor the race of Happy Eyeballs covers it; a
-	// refused connection shows in the first Write or in what follows it, and until
-	// then there is nothing to read, and CloseWrite resets the connection. That
-	// is for protocols in which the client speaks first. The data must be safe to
+	// refused connection shows in the first Write or in what follows it; there is
+	// nothing to read before; and Close or CloseWrite before the peer has answered
+	// give the connection up, with what was written. It is for protocols in which
+	// the client speaks first and waits for an answer. The data must be safe to
 	// receive twice, as the RFC says.
 	FastOpen bool
 }

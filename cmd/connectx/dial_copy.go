@@ -20,6 +20,7 @@ func copyStream(conn *net.TCPConn, stdin io.Reader, stdout io.Writer) error {
 	go func() {
 		_, err := io.Copy(s, stdin)
 		if err == nil {
+			startHandshake(conn)
 			// Fails if the connection is over, which receiving tells about.
 			_ = conn.CloseWrite()
 		}

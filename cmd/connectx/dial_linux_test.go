@@ -195,6 +195,27 @@ func TestDial(t *testing.T) {
 }
 
 // What one read returns is one datagram.
+// With a cookie, the handshake waits for data, of which there may be none.
+func TestDialFastOpen(t *testing.T) {
+	dialNamespace(t)
+	// Client, server, and all listening sockets: Documentation/networking/ip-sysctl.rst.
+	if err := os.WriteFile("/proc/sys/net/ipv4/tcp_fastopen", []byte("1027"), 0); err != nil {
+		t.Fatal(err)
+	}
+	address := serveTCP(t, "127.1.0.1", func(conn *net.TCPConn) {
+		fmt.Fprint(conn, "welcome, ")
+		io.Copy(conn, conn)
+	})
+	for range 3 {
+		for _, input := range []reads{{"all"}, {}} {
+			want := "welcome, " + strings.Join(input, "")
+			if code, stdout, stderr := runDial(&input, "tcp", "-fastopen", address); code != exitOK || stdout != want || stderr != "" {
+				t.Errorf("exit code %d, stdout %q, want %q; stderr %q", code, stdout, want, stderr)
+			}
+		}
+	}
+}
+
 func TestDialDatagrams(t *testing.T) {
 	dialNamespace(t)
 	udp, udp6 := serveUDP(t, "127.1.0.1"), serveUDP(t, "fd00::1")
