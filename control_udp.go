@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"runtime"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -112,6 +113,10 @@ func (l *tupleLock) connect() error {
 			return l.blind
 		}
 		route, err := l.route(l.conn, l.device)
+		if noAnswer(err) {
+			l.blind = err
+			return err
+		}
 		if err != nil {
 			// Most likely there is no route, and then connect has the words
 			// for it. If it has not, this socket has a port of its own.
@@ -189,7 +194,7 @@ func (l *tupleLock) takeAny(source netip.Addr) (outcome, error) {
 			return failed, err
 		}
 	}
-	sa := sys.NewSockaddr(l.family, netip.AddrPortFrom(source, 0), l.scope)
+	sa := sys.NewSockaddr(l.family, netip.AddrPortFrom(source, 0), l.localScope)
 	switch err := sys.BindAnyPort(l.fd, &sa); err {
 	case nil:
 		l.bound = true
@@ -222,11 +227,27 @@ func (l *tupleLock) canLook() bool {
 	if l.device == 0 {
 		// Without an interface, sockets that are bound to one would not be
 		// found, and they receive before all others.
-		if route, err := l.route(l.conn, 0); err == nil {
-			l.device = route.Interface
+		route, err := l.route(l.conn, 0)
+		if noAnswer(err) {
+			l.blind = err
+			return false
 		}
+		l.device = route.Interface
 	}
 	return true
+}
+
+// noAnswer reports whether err means that a question for a route got no answer,
+// in contrast to the answer that there is none.
+func noAnswer(err error) bool {
+	var call *os.SyscallError
+	var errno syscall.Errno
+	switch {
+	case err == nil, err == errMulticastOptions, errors.Is(err, lookup.ErrNoSource):
+		return false
+	default:
+		return errors.As(err, &call) || !errors.As(err, &errno)
+	}
 }
 
 // takeShared is take for a port that others are on. Once the port is locked, a
@@ -345,9 +366,10 @@ const (
 	// A socket that holds an explicit port is taken for one that does not
 	// share if nothing has changed for patience, and over at least
 	// patienceTries looks: a holder of the lock may be off the processor for
-	// milliseconds, and the whole machine for longer.
+	// milliseconds, and the whole machine for longer. The first 20 looks come
+	// within a few milliseconds, so it is those after them that tell.
 	patience      = 40 * time.Millisecond
-	patienceTries = 16
+	patienceTries = 48
 
 	// maxWait bounds the wait in a crowd where something always changes.
 	maxWait = 5 * time.Second

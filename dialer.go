@@ -212,7 +212,7 @@ func (h *hook) runAny(ctx context.Context, network, address string, c syscall.Ra
 	if !ok {
 		return &net.AddrError{Err: errMismatchedType, Addr: h.anyLocal.String()}
 	}
-	if a := local.Addr(); a.IsValid() && !a.IsUnspecified() {
+	if a := local.Addr(); a.IsValid() && !isWildcard(a) {
 		if _, _, ok := withFamily(network, address, a); !ok {
 			return &net.AddrError{Err: errNoSuitableAddress, Addr: h.anyLocal.String()}
 		}
@@ -261,6 +261,9 @@ func sameFamily(network string, laddr, raddr netip.AddrPort) bool {
 	if !raddr.IsValid() {
 		return false
 	}
+	if isIPv6WildcardOnIPv4(network, laddr.Addr().Unmap()) {
+		return false
+	}
 	is4 := raddr.Addr().Unmap().Is4()
 	switch network[len(network)-1] {
 	case '4':
@@ -273,7 +276,16 @@ func sameFamily(network string, laddr, raddr netip.AddrPort) bool {
 		}
 	}
 	local := laddr.Addr().Unmap()
-	return !local.IsValid() || local.IsUnspecified() || local.Is4() == is4
+	return !local.IsValid() || isWildcard(local) || local.Is4() == is4
+}
+
+// isWildcard reports whether the address is 0.0.0.0 or ::, with a zone or without.
+func isWildcard(a netip.Addr) bool { return a.WithZone("").IsUnspecified() }
+
+// isIPv6WildcardOnIPv4 reports whether local is ::, the one wildcard that net.Dialer
+// refuses: on a network of IPv4 only.
+func isIPv6WildcardOnIPv4(network string, local netip.Addr) bool {
+	return strings.HasSuffix(network, "4") && local.Is6() && isWildcard(local)
 }
 
 // An innerDial is a dial for the net.Dialer that does the resolving, the racing
@@ -306,7 +318,7 @@ func (i *innerDial) release() {
 // isLiteral reports whether there is exactly one address to connect to.
 func isLiteral(address string) bool {
 	a, err := netip.ParseAddrPort(address)
-	return err == nil && !a.Addr().IsUnspecified()
+	return err == nil && !isWildcard(a.Addr())
 }
 
 // plan prepares the inner dial. It returns nil for what net.Dialer should do by
@@ -317,12 +329,12 @@ func (d *Dialer) plan(network, address string) *innerDial {
 		return nil
 	}
 	local, ok := localAddrPort(network, d.LocalAddr)
-	if !ok {
+	if !ok || isIPv6WildcardOnIPv4(network, local.Addr()) {
 		return nil
 	}
 	h := d.hook()
 	h.local = local
-	if a := local.Addr(); a.IsValid() && !a.IsUnspecified() {
+	if a := local.Addr(); a.IsValid() && !isWildcard(a) {
 		network, address, ok = withFamily(network, address, a)
 		if !ok {
 			return nil
@@ -406,9 +418,9 @@ func withFamily(network, address string, local netip.Addr) (string, string, bool
 	switch remote, err := netip.ParseAddr(host); {
 	case err != nil:
 		return narrow, address, true
-	case remote.IsUnspecified() && !(local.Is4() && remote.Is4()):
+	case isWildcard(remote) && !(local.Is4() && remote.Is4()):
 		return narrow, net.JoinHostPort(here, port), true
-	case remote.IsUnspecified():
+	case isWildcard(remote):
 		return network, address, true
 	default:
 		return network, address, remote.Unmap().Is4() == local.Is4()

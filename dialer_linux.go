@@ -40,8 +40,11 @@ type attempt struct {
 	ns     *namespace
 	local  netip.AddrPort // what the caller chose
 	remote netip.AddrPort
-	scope  uint32          // interface of a link-local address, else 0
-	ports  *portpick.Ports // to pick from
+	scope  uint32 // interface of a link-local destination, else 0
+
+	// localScope is that of a link-local source.
+	localScope uint32
+	ports      *portpick.Ports // to pick from
 
 	// outside says that ports are not a part of the system's range, out of
 	// which the kernel would choose.
@@ -272,7 +275,11 @@ func (h *hook) runIP(ctx context.Context, network, address string, c syscall.Raw
 	case nil:
 	case *net.IPAddr:
 		if a != nil {
-			of.local, _ = addrPort(a.IP, a.Zone, 0)
+			local, ok := addrPort(a.IP, a.Zone, 0)
+			if !ok {
+				return &net.AddrError{Err: errMismatchedType, Addr: a.String()}
+			}
+			of.local = local
 		}
 	default:
 		return &net.AddrError{Err: errMismatchedType, Addr: a.String()}
@@ -305,17 +312,26 @@ func (a *attempt) parseAddresses(local netip.AddrPort) error {
 		// Package net's form of "this host".
 		address = "0.0.0.0" + address
 	}
+	if zone := strings.IndexByte(address, '%'); zone >= 0 {
+		// An IPv4-mapped destination has no use for it.
+		if host := strings.TrimPrefix(address[:zone], "["); !strings.Contains(host, ":") {
+			address = host + address[strings.LastIndexByte(address, ':'):]
+		}
+	}
 	remote, err := netip.ParseAddrPort(address)
 	if err != nil {
 		return err
 	}
 	addr := remote.Addr().Unmap()
 	a.local = local
-	zone := addr.Zone()
+	zone, localZone := addr.Zone(), local.Addr().Zone()
+	if zone == "" {
+		zone = localZone
+	}
+	if localZone == "" {
+		localZone = zone
+	}
 	if local := a.local.Addr(); local.IsValid() {
-		if zone == "" {
-			zone = local.Zone()
-		}
 		if local = local.WithZone(""); local.IsUnspecified() {
 			local = netip.Addr{}
 		}
@@ -327,6 +343,10 @@ func (a *attempt) parseAddresses(local netip.AddrPort) error {
 	}
 	a.remote = netip.AddrPortFrom(addr, remote.Port())
 	a.scope = interfaceIndex(a.fd, zone)
+	a.localScope = a.scope
+	if localZone != zone {
+		a.localScope = interfaceIndex(a.fd, localZone)
+	}
 	for _, addr := range []netip.Addr{a.local.Addr(), a.remote.Addr()} {
 		if a.family == unix.AF_INET && addr.Is6() {
 			return &net.AddrError{Err: "non-IPv4 address", Addr: addr.String()}
@@ -386,8 +406,11 @@ func (a *attempt) boundByUser() (bool, error) {
 // caller's hook, by the control group of the process (ip vrf exec), or soon by
 // the kernel on account of a link-local address.
 func (a *attempt) boundDevice() uint32 {
-	if a.scope != 0 && (a.remote.Addr().IsLinkLocalUnicast() || a.local.Addr().IsLinkLocalUnicast()) {
+	if a.scope != 0 && a.remote.Addr().IsLinkLocalUnicast() {
 		return a.scope
+	}
+	if a.localScope != 0 && a.local.Addr().IsLinkLocalUnicast() {
+		return a.localScope
 	}
 	if a.hook.hasUserControl() {
 		return boundDevice(a.fd)
@@ -441,7 +464,7 @@ func (a *attempt) unicastInterface() uint32 {
 
 // bind binds the socket to the given address.
 func (a *attempt) bind(local netip.AddrPort) error {
-	sa := sys.NewSockaddr(a.family, local, a.scope)
+	sa := sys.NewSockaddr(a.family, local, a.localScope)
 	return sys.Bind(a.fd, &sa)
 }
 

@@ -179,8 +179,11 @@ func completeError(err error, network string, local net.Addr) error {
 	op.Net = network
 	if op.Addr == nil {
 		// No address was dialled. The one error here that names the local
-		// address is that no destination address goes with it.
-		if a, ok := op.Err.(*net.AddrError); ok && local != nil && a.Err == errNoSuitableAddress {
+		// address is that no destination address goes with it, where withFamily
+		// has narrowed the network.
+		from, _ := localAddrPort(network, local)
+		narrowed := network == protocolOf(network) && from.Addr().IsValid() && !isWildcard(from.Addr())
+		if a, ok := op.Err.(*net.AddrError); ok && narrowed && a.Err == errNoSuitableAddress {
 			a.Addr = local.String()
 		}
 		return err

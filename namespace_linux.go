@@ -2,6 +2,7 @@ package connectx
 
 import (
 	"errors"
+	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -134,21 +135,24 @@ func findNamespace(key uint64) *namespace {
 	return ns
 }
 
-// onThread reports whether the calling thread, which must be locked, is in the
+// onThread returns nil if the calling thread, which must be locked, is in the
 // namespace: what it opens belongs there then. It takes the opportunity to see
 // what a new socket is like.
-func (ns *namespace) onThread() bool {
+func (ns *namespace) onThread() error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
-		return false
+		return os.NewSyscallError("socket", err)
 	}
 	defer unix.Close(fd)
-	if key, err := namespaceKey(fd); err != nil || key != ns.key {
-		return false
+	switch key, err := namespaceKey(fd); {
+	case err != nil:
+		return os.NewSyscallError("getsockopt", err)
+	case key != ns.key:
+		return errNamespace
 	}
 	ns.device.Store(boundDevice(fd))
 	ns.mark.Store(markOf(fd))
-	return true
+	return nil
 }
 
 // boundDevice is the interface that a socket is bound to, else 0. An error
@@ -178,8 +182,8 @@ func (ns *namespace) conn() (*lookup.Conn, error) {
 
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if !ns.onThread() {
-		return nil, errNamespace
+	if err := ns.onThread(); err != nil {
+		return nil, err
 	}
 	return lookup.Open()
 }
@@ -233,7 +237,7 @@ func (ns *namespace) refresh() *portpick.Ports {
 func (ns *namespace) look() {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
-	if !ns.onThread() || ns.sysctl != nil || ns.closed {
+	if ns.onThread() != nil || ns.sysctl != nil || ns.closed {
 		return
 	}
 	if sysctl, err := portpick.OpenSysctl(); err == nil {

@@ -79,7 +79,7 @@ func (s *tcpSearch) prepare() (err error) {
 		return nil
 	}
 	route, err := s.route(s.conn, s.device)
-	s.source = route.Source
+	s.source, s.broken = route.Source, noAnswer(err)
 	return err
 }
 

@@ -60,7 +60,7 @@ func (s sources) inTurn(is4 bool) iter.Seq2[netip.Addr, error] {
 // at returns an address, or an error if nothing can be sent from it.
 func (s sources) at(i int) (netip.Addr, error) {
 	a := s[i].Unmap()
-	if !a.IsValid() || a.IsUnspecified() {
+	if !a.IsValid() || isWildcard(a) {
 		return a, &fieldError{field: fmt.Sprintf("SourceAddrs[%d]", i), value: a.String(), problem: "not an address to send from"}
 	}
 	return a, nil

@@ -74,7 +74,7 @@ func (c *Conn) sockets(protocol byte, local netip.Addr, ports []uint16, remote n
 func (c *Conn) askInTurn(protocol byte, local netip.Addr, ports []uint16, remote netip.AddrPort, ifindex uint32) error {
 	for {
 		// What did arrive is of no use any more.
-		if _, err := sys.Recv(c.diag.fd, c.buf[:], 0); err != nil && err != unix.ENOBUFS {
+		if n, err := sys.Recv(c.diag.fd, c.buf[:], 0); n <= 0 && err != unix.ENOBUFS {
 			break
 		}
 	}

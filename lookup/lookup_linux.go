@@ -298,12 +298,12 @@ func (c *Conn) cached(destination netip.AddrPort, opts RouteOptions) *cachedRout
 func (c *Conn) routesChanged() bool {
 	changed := false
 	for {
-		switch _, err := sys.Recv(c.route.fd, c.buf[:1], 0); err {
-		case nil, unix.ENOBUFS: // ENOBUFS: some did not fit and were lost
+		switch n, err := sys.Recv(c.route.fd, c.buf[:1], 0); {
+		case n > 0, err == unix.ENOBUFS: // ENOBUFS: some did not fit and were lost
 			changed = true
 			continue
-		case unix.EAGAIN:
-		default:
+		case err == unix.EAGAIN:
+		default: // not even a message: nothing good can be said of the socket
 			changed = true
 		}
 		if changed {
