@@ -8,8 +8,11 @@ COUNT ?= 10
 # Of each benchmark of a run: its time, and the dials at each occupancy.
 BENCHTIME ?= 0.1s
 DIALS ?= 500
+# How long make stress takes, and each fuzzer of make fuzz.
+DURATION ?= 10m
+FUZZTIME ?= 10m
 
-.PHONY: help demo test nested conformance examples quicdial measure occupancy pictures scale bench bench-dials bench-occupancy bench-strangers bench-quic lint cross
+.PHONY: help demo test nested conformance examples quicdial measure occupancy pictures scale bench bench-dials bench-occupancy bench-strangers bench-quic stress faults fuzz lint cross
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -84,6 +87,19 @@ bench-quic: ## Compare bulk transfer over QUIC with an unconnected *net.UDPConn
 bin/connectx.test: FORCE
 	@mkdir -p bin
 	$(GO) test -c -o $@ .
+
+stress: ## Dial so that everything collides, beside neighbours of all kinds, and check every promise (DURATION=10m STRESSFLAGS="-seed 1")
+	@mkdir -p bin && $(GO) -C measure build -o ../bin/stress ./stress
+	bin/stress -duration $(DURATION) $(STRESSFLAGS)
+
+faults: bin/connectx.test ## Make each system call of a dial fail in each way, and print what follows (half a minute)
+	CONNECTX_FAULTS=bin/faults.txt bin/connectx.test -test.run '^TestFaults' -test.v
+
+fuzz: ## Fuzz the parsers and the dials, FUZZTIME each
+	@for f in lookup/FuzzReply lookup/FuzzParseReply lookup/FuzzDiagReply lookup/FuzzParseRoute \
+		portpick/FuzzParsePorts portpick/FuzzWalk ./FuzzDial ./FuzzLocalAddr ./FuzzDialTyped; do \
+		$(GO) test -run '^$$' -fuzz "^$${f##*/}$$" -fuzztime $(FUZZTIME) ./$${f%/*} || exit 1; \
+	done
 
 lint: ## Check with gofmt, go vet, staticcheck and go mod tidy
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }

@@ -240,14 +240,12 @@ func (l *tupleLock) canLook() bool {
 // noAnswer reports whether err means that a question for a route got no answer,
 // in contrast to the answer that there is none.
 func noAnswer(err error) bool {
-	var call *os.SyscallError
-	var errno syscall.Errno
-	switch {
-	case err == nil, err == errMulticastOptions, errors.Is(err, lookup.ErrNoSource):
+	if err == nil || err == errMulticastOptions || errors.Is(err, lookup.ErrNoSource) {
 		return false
-	default:
-		return errors.As(err, &call) || !errors.As(err, &errno)
 	}
+	_, isCall := errors.AsType[*os.SyscallError](err)
+	_, isAnswer := errors.AsType[syscall.Errno](err)
+	return isCall || !isAnswer
 }
 
 // takeShared is take for a port that others are on. Once the port is locked, a
