@@ -12,7 +12,7 @@ DIALS ?= 500
 DURATION ?= 10m
 FUZZTIME ?= 10m
 
-.PHONY: help demo test nested conformance examples quicdial measure occupancy pictures scale bench bench-dials bench-occupancy bench-strangers bench-quic stress faults fuzz lint cross
+.PHONY: help demo test nested conformance examples quicdial measure occupancy pictures scale bench bench-dials bench-occupancy bench-strangers bench-quic stress model faults fuzz lint cross
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -87,6 +87,9 @@ bench-quic: ## Compare bulk transfer over QUIC with an unconnected *net.UDPConn
 bin/connectx.test: FORCE
 	@mkdir -p bin
 	$(GO) test -c -o $@ .
+
+model: ## Check the UDP lock with spin, all orders of all steps (a minute; MODELFLAGS=-t prints the counterexamples)
+	model/check $(MODELFLAGS)
 
 stress: ## Dial so that everything collides, beside neighbours of all kinds, and check every promise (DURATION=10m STRESSFLAGS="-seed 1")
 	@mkdir -p bin && $(GO) -C measure build -o ../bin/stress ./stress

@@ -275,6 +275,9 @@ func (l *tupleLock) takeShared(local netip.AddrPort) (o outcome, seen uint64, er
 	if err := l.setShared(0); err != nil {
 		return failed, 0, err
 	}
+	if err := l.awaitBinds(local); err != nil {
+		return failed, 0, err
+	}
 	s, err := l.whoReceives(local)
 	switch {
 	case err == lookup.ErrNotFound:
@@ -289,6 +292,35 @@ func (l *tupleLock) takeShared(local netip.AddrPort) (o outcome, seen uint64, er
 	}
 	return l.finish()
 }
+
+// awaitBinds returns when no bind is under way that has found the flag still set.
+// The kernel's bind reads the flags of all sockets on the port, and only then
+// adds its own: with thousands of them that takes long enough for us to look and
+// to connect in between. It holds the lock of the port's hash slot meanwhile
+// (udp_lib_get_port in net/ipv4/udp.c), for which another bind has to wait. That
+// one is bound to fail, since we are on the port.
+func (l *tupleLock) awaitBinds(local netip.AddrPort) error {
+	fd, err := unix.Socket(l.family, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return os.NewSyscallError("socket", err)
+	}
+	defer unix.Close(fd)
+	if l.hook.hasUserControl() {
+		// The address may be one that this machine does not have.
+		_ = sys.SetInt(fd, unix.SOL_IP, unix.IP_FREEBIND, 1)
+	}
+	sa := sys.NewSockaddr(l.family, local, l.localScope)
+	switch err := sys.Bind(fd, &sa); err {
+	case unix.EADDRINUSE:
+		return nil
+	case nil:
+		return errNotLocked
+	default:
+		return os.NewSyscallError("bind", err)
+	}
+}
+
+var errNotLocked = errors.New("the kernel lets others bind a UDP port that is locked")
 
 // whoReceives is the lookup of a socket that is there, our own if no other. The
 // kernel may come upon one that is just being closed instead, and then says that
