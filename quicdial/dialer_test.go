@@ -229,10 +229,11 @@ func TestDialToAClosedPortFailsAtOnce(t *testing.T) {
 		t.Run(host, func(t *testing.T) {
 			addr := closedPort(t, host)
 			var d Dialer
+			var took []time.Duration
 			for range 20 {
 				start := time.Now()
 				conn, err := d.Dial(t.Context(), addr, clientTLS(), nil)
-				took := time.Since(start)
+				took = append(took, time.Since(start))
 				if !errors.Is(err, syscall.ECONNREFUSED) {
 					t.Fatalf("%v, %v", conn, err)
 				}
@@ -243,9 +244,11 @@ func TestDialToAClosedPortFailsAtOnce(t *testing.T) {
 				if errors.Is(err, net.ErrClosed) {
 					t.Errorf("%v is net.ErrClosed", err)
 				}
-				if took > atOnce {
-					t.Errorf("took %v", took)
-				}
+			}
+			// The machine may be busy with something else for a while.
+			slices.Sort(took)
+			if median := took[len(took)/2]; median > atOnce {
+				t.Errorf("half of the dials took %v or more", median)
 			}
 		})
 	}
