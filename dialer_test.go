@@ -94,6 +94,13 @@ func echo(t testing.TB, network, host string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	serveEcho(t, listener)
+	return address
+}
+
+// serveEcho answers on the connections of a TCP listener, as long as the test
+// runs.
+func serveEcho(t testing.TB, listener net.Listener) {
 	t.Cleanup(func() { listener.Close() })
 	go func() {
 		for {
@@ -107,7 +114,6 @@ func echo(t testing.TB, network, host string) string {
 			}()
 		}
 	}()
-	return address
 }
 
 // checkEcho sends random bytes and wants them back.

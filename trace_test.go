@@ -39,7 +39,7 @@ func recordTrace(ctx context.Context, events *[]string) context.Context {
 func TestTrace(t *testing.T) {
 	for _, tt := range []struct {
 		name, network string
-		prepare       func(t *testing.T, network string) // one socket on port 40001
+		holder        func(net.Dialer) dialer // of a connection from port 40001, or nil
 		d             connectx.Dialer
 		want          []string
 	}{
@@ -69,15 +69,8 @@ func TestTrace(t *testing.T) {
 		},
 		{
 			name: "a conflict", network: "tcp",
-			prepare: func(t *testing.T, network string) {
-				d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr(network, "127.2.0.1", 40001)}}
-				conn, err := d.Dial(network, "127.1.0.1:7")
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { hangUp(conn) })
-			},
-			d: connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("tcp", "127.2.0.1", 40001)}},
+			holder: func(d net.Dialer) dialer { return &connectx.Dialer{Dialer: d} },
+			d:      connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("tcp", "127.2.0.1", 40001)}},
 			want: []string{
 				"source 127.2.0.1 127.1.0.1:7",
 				"try tcp4 127.2.0.1 40001-40001 127.1.0.1:7",
@@ -86,15 +79,8 @@ func TestTrace(t *testing.T) {
 		},
 		{
 			name: "contention", network: "tcp",
-			prepare: func(t *testing.T, network string) {
-				d := net.Dialer{LocalAddr: localAddr(network, "127.2.0.1", 40001)}
-				conn, err := d.Dial(network, "127.1.0.1:7")
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { hangUp(conn) })
-			},
-			d: connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("tcp", "127.2.0.1", 40001)}},
+			holder: func(d net.Dialer) dialer { return &d },
+			d:      connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("tcp", "127.2.0.1", 40001)}},
 			want: []string{
 				"source 127.2.0.1 127.1.0.1:7",
 				"try tcp4 127.2.0.1 40001-40001 127.1.0.1:7",
@@ -103,14 +89,7 @@ func TestTrace(t *testing.T) {
 		},
 		{
 			name: "the next source address when the first is full", network: "udp",
-			prepare: func(t *testing.T, network string) {
-				d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr(network, "127.2.0.1", 40001)}}
-				conn, err := d.Dial(network, "127.1.0.1:7")
-				if err != nil {
-					t.Fatal(err)
-				}
-				t.Cleanup(func() { hangUp(conn) })
-			},
+			holder: func(d net.Dialer) dialer { return &connectx.Dialer{Dialer: d} },
 			d: connectx.Dialer{
 				// Whichever of the two is the first.
 				SourceAddrs: []netip.Addr{netip.MustParseAddr("127.2.0.1"), netip.MustParseAddr("127.2.0.1")},
@@ -129,8 +108,13 @@ func TestTrace(t *testing.T) {
 		t.Run(tt.network+", "+tt.name, func(t *testing.T) {
 			ownNamespace(t, 40000, 40009)
 			address := echo(t, tt.network, "127.1.0.1")
-			if tt.prepare != nil {
-				tt.prepare(t, tt.network)
+			if tt.holder != nil {
+				holder := tt.holder(net.Dialer{LocalAddr: localAddr(tt.network, "127.2.0.1", 40001)})
+				conn, err := holder.Dial(tt.network, address)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer hangUp(conn)
 			}
 			var events []string
 			conn, err := tt.d.DialContext(recordTrace(t.Context(), &events), tt.network, address)
