@@ -415,7 +415,7 @@ func (l *tupleLock) connectFrom(local netip.AddrPort) error {
 	for try := 0; ; try++ {
 		l.begin(local.Port(), local.Port())
 		o, seen, err := l.take(local, false)
-		if o == contention || o == conflict && l.trace != nil {
+		if o == contention || o == conflict && l.trace.Conflict != nil {
 			err = l.reuse()
 		}
 		l.end(local.Port(), local.Port(), o)

@@ -57,7 +57,7 @@ type attempt struct {
 
 	trying bool // between begin and end
 
-	trace  *Trace     // nil if nobody looks
+	trace  *Trace
 	source netip.Addr // for the trace; invalid if the kernel chooses it
 	did    ProtocolStats
 

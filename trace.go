@@ -50,8 +50,12 @@ func WithTrace(ctx context.Context, trace *Trace) context.Context {
 	return context.WithValue(ctx, traceKey{}, trace)
 }
 
-// traceOf returns the hooks of a context, or nil.
+var noTrace Trace
+
+// traceOf returns the hooks of a context, never nil.
 func traceOf(ctx context.Context) *Trace {
-	trace, _ := ctx.Value(traceKey{}).(*Trace)
-	return trace
+	if trace, _ := ctx.Value(traceKey{}).(*Trace); trace != nil {
+		return trace
+	}
+	return &noTrace
 }

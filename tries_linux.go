@@ -19,8 +19,8 @@ const (
 // sourceChosen notes the source address that ports are looked for on.
 func (a *attempt) sourceChosen(source netip.Addr) {
 	a.source = source
-	if a.trace != nil && a.trace.SourceChosen != nil {
-		a.trace.SourceChosen(source, a.remote)
+	if call := a.trace.SourceChosen; call != nil {
+		call(source, a.remote)
 	}
 }
 
@@ -28,8 +28,8 @@ func (a *attempt) sourceChosen(source netip.Addr) {
 func (a *attempt) begin(low, high uint16) {
 	a.did.Tries++
 	a.trying = true
-	if a.trace != nil && a.trace.Try != nil {
-		a.trace.Try(a.traceTry(low, high))
+	if call := a.trace.Try; call != nil {
+		call(a.traceTry(low, high))
 	}
 }
 
@@ -42,14 +42,10 @@ func (a *attempt) end(low, high uint16, o outcome) {
 		a.did.Wins++
 	case conflict:
 		a.did.Conflicts++
-		if a.trace != nil {
-			call = a.trace.Conflict
-		}
+		call = a.trace.Conflict
 	case contention:
 		a.did.Contention++
-		if a.trace != nil {
-			call = a.trace.Contention
-		}
+		call = a.trace.Contention
 	default:
 		a.did.Errors++
 	}
@@ -69,8 +65,8 @@ func (a *attempt) traceTry(low, high uint16) TraceTry {
 // fallBack notes that the kernel does not do what sharing ports depends on.
 func (a *attempt) fallBack(reason error) {
 	a.did.Fallbacks = 1
-	if a.trace != nil && a.trace.Fallback != nil {
-		a.trace.Fallback(reason)
+	if call := a.trace.Fallback; call != nil {
+		call(reason)
 	}
 }
 

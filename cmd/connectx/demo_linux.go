@@ -34,13 +34,8 @@ func demo(args []string, stdout, stderr io.Writer) int {
 		}
 	}
 	var o demoOptions
-	switch err := o.parse(args, stdout); {
-	case errors.Is(err, flag.ErrHelp):
-		return exitOK
-	case err != nil:
-		complain(err)
-		fmt.Fprintln(stderr, "See connectx help demo.")
-		return exitUsage
+	if code, done := parsed("demo", o.parse(args, stdout), stderr); done {
+		return code
 	}
 
 	st, code, err := setUp(o, complain)

@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -20,13 +18,8 @@ func dial(args []string, stdout, stderr io.Writer) int {
 func dialWith(stdin io.Reader, args []string, stdout, stderr io.Writer) int {
 	complain := func(err error) { fmt.Fprintf(stderr, "connectx dial: %v\n", err) }
 	var o dialOptions
-	switch err := o.parse(args, stdout); {
-	case errors.Is(err, flag.ErrHelp):
-		return exitOK
-	case err != nil:
-		complain(err)
-		fmt.Fprintln(stderr, "See connectx help dial.")
-		return exitUsage
+	if code, done := parsed("dial", o.parse(args, stdout), stderr); done {
+		return code
 	}
 	ctx := context.Background()
 	connected := func(net.Conn) {}

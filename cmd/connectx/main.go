@@ -2,6 +2,8 @@
 package main
 
 import (
+	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -52,6 +54,19 @@ func run(args []string, stdout, stderr io.Writer) int {
 	fmt.Fprintf(stderr, "connectx: unknown subcommand %q\n\n", name)
 	usage(stderr)
 	return exitUsage
+}
+
+// parsed tells what has come of the flags of a subcommand: whether that is all
+// there was to do, and the exit code then.
+func parsed(name string, err error, stderr io.Writer) (code int, done bool) {
+	switch {
+	case err == nil:
+		return exitOK, false
+	case errors.Is(err, flag.ErrHelp):
+		return exitOK, true
+	}
+	fmt.Fprintf(stderr, "connectx %s: %v\nSee connectx help %s.\n", name, err, name)
+	return exitUsage, true
 }
 
 func usage(w io.Writer) {

@@ -4,8 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -19,13 +17,8 @@ import (
 func ports(args []string, stdout, stderr io.Writer) int {
 	complain := func(err error) { fmt.Fprintf(stderr, "connectx ports: %v\n", err) }
 	var o portsOptions
-	switch err := o.parse(args, stdout); {
-	case errors.Is(err, flag.ErrHelp):
-		return exitOK
-	case err != nil:
-		complain(err)
-		fmt.Fprintln(stderr, "See connectx help ports.")
-		return exitUsage
+	if code, done := parsed("ports", o.parse(args, stdout), stderr); done {
+		return code
 	}
 	ctx := context.Background()
 	if o.watch {
