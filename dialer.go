@@ -181,8 +181,9 @@ func (d *Dialer) DialIP(ctx context.Context, network string, laddr, raddr netip.
 // What d does it does in its ControlContext hook, which must stay in place; d's
 // own hooks run in there. LocalAddr has moved there too: the field is nil, and
 // stays so, and destination addresses of another family than LocalAddr's fail
-// instead of being left out. That aside, the connections and errors are those of
-// d, except that Source in a [*net.OpError] is not filled in.
+// instead of being left out (but for the unspecified address, which goes with
+// both). That aside, the connections and errors are those of d, except that Source
+// in a [*net.OpError] is not filled in.
 //
 // Dial and DialContext share ports. DialTCP and DialUDP of a net.Dialer bind the
 // socket themselves and fail; use those of d.
