@@ -374,7 +374,8 @@ func interfaceIndex(fd int, zone string) uint32 {
 	if zone == "" {
 		return 0
 	}
-	if ifreq, err := unix.NewIfreq(zone); err == nil {
+	// The ioctl takes "lo:1" for lo (dev_ioctl in net/core/dev_ioctl.c).
+	if ifreq, err := unix.NewIfreq(zone); err == nil && !strings.Contains(zone, ":") {
 		if unix.IoctlIfreq(fd, unix.SIOCGIFINDEX, ifreq) == nil {
 			return ifreq.Uint32()
 		}
