@@ -228,7 +228,7 @@ func isThisHostFromMany(address string, ip []byte) bool {
 
 // oddZones are those of which package net reads the digits at the start as an index,
 // and those that an address cannot be written with.
-var oddZones = regexp.MustCompile(`(?s)%[0-9]+[^0-9\]]|%.*[\[%]|%[^:]*\].*\]`)
+var oddZones = regexp.MustCompile(`(?s)%[0-9]+[^0-9\]]|%.*[\[%]|%.*\].*\]`)
 
 // lacksZone reports whether a link-local source address has no zone. A Dialer gives
 // it that of the destination, where net.Dialer refuses it.
