@@ -8,11 +8,11 @@ COUNT ?= 10
 # Of each benchmark of a run: its time, and the dials at each occupancy.
 BENCHTIME ?= 0.1s
 DIALS ?= 500
-# How long make stress takes, and each fuzzer of make fuzz.
+# How long make stress and make soak take, and each fuzzer of make fuzz.
 DURATION ?= 10m
 FUZZTIME ?= 10m
 
-.PHONY: help demo test nested conformance examples quicdial measure occupancy pictures scale bench bench-dials bench-occupancy bench-strangers bench-quic stress model faults fuzz lint cross
+.PHONY: help demo test nested conformance examples quicdial measure occupancy pictures scale bench bench-dials bench-occupancy bench-strangers bench-quic stress soak model faults fuzz lint cross
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -94,6 +94,10 @@ model: ## Check the UDP lock with spin, all orders of all steps (a minute; MODEL
 stress: ## Dial so that everything collides, beside neighbours of all kinds, and check every promise (DURATION=10m STRESSFLAGS="-seed 1")
 	@mkdir -p bin && $(GO) -C measure build -o ../bin/stress ./stress
 	bin/stress -duration $(DURATION) $(STRESSFLAGS)
+
+soak: ## Keep 90 % of the 4-tuples taken while connections and faults come and go: a flat line, or a failure (DURATION=10m SOAKFLAGS="-seed 1")
+	@mkdir -p bin && $(GO) -C measure build -o ../bin/soak ./soak
+	bin/soak -duration $(DURATION) $(SOAKFLAGS)
 
 faults: bin/connectx.test ## Make each system call of a dial fail in each way, and print what follows (half a minute)
 	CONNECTX_FAULTS=bin/faults.txt bin/connectx.test -test.run '^TestFaults' -test.v

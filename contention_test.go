@@ -428,11 +428,18 @@ func TestUnconnectedSocketIsNeverStolenFrom(t *testing.T) {
 // read. They are sent between bind and connect, where the dial is held up.
 func TestDatagramsOfStrangersAreNeverRead(t *testing.T) {
 	for _, family := range families {
-		for _, shared := range []bool{false, true} {
-			t.Run(fmt.Sprintf("%s with the port in use by others %t", family.name, shared), func(t *testing.T) {
+		for _, tt := range []struct {
+			name              string
+			shared, netDialer bool
+		}{
+			{"with the port in use by nobody else", false, false},
+			{"with the port in use by others", true, false},
+			{"through NetDialer", false, true}, // there is no look at the socket after the hook
+		} {
+			t.Run(family.name+" "+tt.name, func(t *testing.T) {
 				ownNamespace(t, 40000, 40019)
-				env := []string{"SOURCE=" + family.source, "STRANGER=" + family.source2, "DESTINATION=" + echo(t, "udp", family.hosts[0])}
-				if shared {
+				env := []string{"SOURCE=" + family.source, "STRANGER=" + family.source2, "DESTINATION=" + echo(t, "udp", family.hosts[0]), fmt.Sprintf("NETDIALER=%t", tt.netDialer)}
+				if tt.shared {
 					other := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("udp", family.source, 40005)}}
 					conn, err := other.Dial("udp", net.JoinHostPort(family.hosts[1], "7"))
 					if err != nil {
@@ -491,7 +498,11 @@ func heldUp() int {
 		return failChild("%v", err)
 	}
 	d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("udp", os.Getenv("SOURCE"), 40005)}}
-	conn, err := d.Dial("udp", os.Getenv("DESTINATION"))
+	dial := d.Dial
+	if os.Getenv("NETDIALER") == "true" {
+		dial = d.NetDialer().Dial
+	}
+	conn, err := dial("udp", os.Getenv("DESTINATION"))
 	if err != nil {
 		return failChild("%v", err)
 	}

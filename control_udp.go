@@ -41,12 +41,17 @@ func (a *attempt) connectUDP() error {
 	return a.connectUDPAlone(l.blind)
 }
 
-// shareByFlagOnly takes SO_REUSEPORT off a socket that the caller's hook put it
-// on. Sockets of one user that have it share a port whatever SO_REUSEADDR says,
-// so the lock would not lock.
+// shareByFlagOnly takes options off a socket that the caller's hook has put it on,
+// because of which the lock would not lock. Sockets of one user that have
+// SO_REUSEPORT share a port whatever SO_REUSEADDR says. One that has
+// SO_INCOMING_CPU is found by a lookup on that processor before those that were
+// bound after it (compute_score in net/ipv4/udp.c), so that two could find
+// themselves; the kernel writes over it anyway, with each datagram that a
+// connected socket receives.
 func (a *attempt) shareByFlagOnly() {
 	if a.hook.hasUserControl() {
 		_ = sys.SetInt(a.fd, unix.SOL_SOCKET, unix.SO_REUSEPORT, 0)
+		_ = sys.SetInt(a.fd, unix.SOL_SOCKET, unix.SO_INCOMING_CPU, -1)
 	}
 }
 

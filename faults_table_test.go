@@ -272,6 +272,9 @@ var faultTable = []faultRow{
 	{call: "setsockopt", where: "SO_REUSEPORT off", at: setOption(unix.SOL_SOCKET, unix.SO_REUSEPORT).at(1), dials: []string{"UDP, Control"}, want: []faultWant{
 		want("ignored", unix.EPERM, unix.ENOPROTOOPT, unix.EOPNOTSUPP),
 	}},
+	{call: "setsockopt", where: "SO_INCOMING_CPU off", at: setOption(unix.SOL_SOCKET, unix.SO_INCOMING_CPU).at(1), dials: []string{"UDP, Control"}, want: []faultWant{
+		want("ignored", unix.EPERM, unix.ENOPROTOOPT),
+	}},
 	{call: "setsockopt", where: "IP_BIND_ADDRESS_NO_PORT", at: setOption(unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT).at(1), dials: []string{"TCP, address"}, want: []faultWant{
 		want("ignored", unix.ENOPROTOOPT, unix.EPERM, unix.EINVAL, unix.ENOSYS),
 	}},

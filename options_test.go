@@ -6,6 +6,8 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -180,4 +182,52 @@ func TestOptionsDoNotDefeatTheLock(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The kernel's lookup prefers a socket that has the number of the processor which
+// looks. Two dials that hold the lock together would each find themselves.
+func TestIncomingCPUDoesNotDefeatTheLock(t *testing.T) {
+	ownNamespace(t, 40000, 40019)
+	if runtime.NumCPU() < 2 {
+		t.Skip("needs two processors")
+	}
+	done := make(chan struct{})
+	go func() { // in the namespace of the process, where the goroutines are
+		defer close(done)
+		address := echo(t, "udp", "127.3.0.1")
+		other := connectx.Dialer{Dialer: net.Dialer{LocalAddr: localAddr("udp", "127.2.0.1", 40005)}}
+		conn, err := other.Dial("udp", echo(t, "udp", "127.3.0.2"))
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer conn.Close() // the port is shared
+		for range 1500 {
+			var conns [2]net.Conn
+			var wg sync.WaitGroup
+			for cpu := range conns {
+				wg.Go(func() {
+					runtime.LockOSThread() // for good: the thread has one processor
+					var set unix.CPUSet
+					set.Set(cpu)
+					_ = unix.SchedSetaffinity(0, &set) // not this test's if it has others
+					d := connectx.Dialer{Dialer: net.Dialer{
+						LocalAddr: localAddr("udp", "127.2.0.1", 40005),
+						Control:   setSocketOption(unix.SOL_SOCKET, unix.SO_INCOMING_CPU, cpu),
+					}}
+					conns[cpu], _ = d.Dial("udp", address)
+				})
+			}
+			wg.Wait()
+			if conns[0] != nil && conns[1] != nil {
+				t.Errorf("two sockets on %v->%s", conns[0].LocalAddr(), address)
+			}
+			for _, conn := range conns {
+				if conn != nil {
+					conn.Close()
+				}
+			}
+		}
+	}()
+	<-done
 }
