@@ -9,19 +9,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 
 	"github.com/seed22601231/connectx/internal/holders"
-	"github.com/seed22601231/connectx/internal/netns"
-)
-
-// Exit codes.
-const (
-	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2
+	"github.com/seed22601231/connectx/measure/internal/program"
 )
 
 func main() {
@@ -30,42 +21,35 @@ func main() {
 }
 
 func run(args []string, stderr io.Writer) int {
-	complain := func(err error) { fmt.Fprintf(stderr, "occupancy: %v\n", err) }
-	var o options
-	switch err := o.parse(args, stderr); {
-	case errors.Is(err, flag.ErrHelp):
-		return exitOK
-	case err != nil:
-		complain(err)
-		return exitUsage
-	}
-	if !o.plot {
-		if !netns.Inside() {
-			code, err := netns.Reexec()
-			if err != nil {
-				complain(err)
-				return exitFailed
+	return program.Run("occupancy", stderr, func() error {
+		var o options
+		if err := o.parse(args, stderr); err != nil {
+			return err
+		}
+		if o.plot {
+			return o.draw()
+		}
+		return program.InNamespace(func(ctx context.Context) error {
+			err := measureAll(ctx, o, stderr)
+			if ctx.Err() != nil {
+				return program.ErrInterrupted
 			}
-			return code
-		}
-		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-		defer stop()
-		err := measureAll(ctx, o, stderr)
-		if ctx.Err() != nil {
-			err = errors.New("interrupted")
-		}
-		if err != nil {
-			complain(err)
-			return exitFailed
-		}
-	}
+			if err != nil {
+				return err
+			}
+			return o.draw()
+		})
+	})
+}
+
+// draw draws the pictures of the tables.
+func (o *options) draw() error {
 	for _, network := range networks {
 		if err := drawPicture(o.file(network, "csv"), o.file(network, "svg"), network); err != nil {
-			complain(err)
-			return exitFailed
+			return err
 		}
 	}
-	return exitOK
+	return nil
 }
 
 var networks = []string{"tcp", "udp"}
@@ -93,21 +77,13 @@ Flags:
 // parse returns flag.ErrHelp if the help was asked for and has been written.
 func (o *options) parse(args []string, stderr io.Writer) error {
 	flags := flag.NewFlagSet("occupancy", flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // parse returns what is wrong
 	flags.StringVar(&o.dir, "o", "docs", "`directory` to write to")
 	flags.BoolVar(&o.plot, "plot", false, "do not measure, only draw the pictures from the CSV files that are there")
 	flags.BoolVar(&o.quick, "quick", false, "measure a range of 2,000 ports with few dials, to see whether it works")
-	if err := flags.Parse(args); err != nil {
-		if errors.Is(err, flag.ErrHelp) {
-			fmt.Fprint(stderr, help)
-			flags.SetOutput(stderr)
-			flags.PrintDefaults()
-		}
-		return err
-	}
-	if flags.NArg() > 0 {
-		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	}
+	return program.Parse(flags, help, args, stderr, o.check)
+}
+
+func (o *options) check() error {
 	if o.plot && o.quick {
 		return errors.New("-plot and -quick do not go together: nothing is measured with -plot")
 	}

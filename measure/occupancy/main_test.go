@@ -16,6 +16,7 @@ import (
 
 	"github.com/seed22601231/connectx/internal/holders"
 	"github.com/seed22601231/connectx/internal/netns"
+	"github.com/seed22601231/connectx/measure/internal/program"
 )
 
 func TestMain(m *testing.M) {
@@ -28,7 +29,7 @@ func TestQuick(t *testing.T) {
 	netns.Need(t)
 	o := options{dir: t.TempDir()}
 	var stderr strings.Builder
-	if code := run([]string{"-quick", "-o", o.dir}, &stderr); code != exitOK {
+	if code := run([]string{"-quick", "-o", o.dir}, &stderr); code != program.OK {
 		t.Fatalf("exit code %d: %s", code, &stderr)
 	}
 	for _, network := range networks {
@@ -52,7 +53,7 @@ func TestQuick(t *testing.T) {
 	for _, network := range networks {
 		copyFile(t, o.file(network, "csv"), again.file(network, "csv"))
 	}
-	if code := run([]string{"-plot", "-o", again.dir}, &stderr); code != exitOK {
+	if code := run([]string{"-plot", "-o", again.dir}, &stderr); code != program.OK {
 		t.Fatalf("exit code %d: %s", code, &stderr)
 	}
 	for _, network := range networks {
@@ -157,12 +158,12 @@ func TestUsage(t *testing.T) {
 		{[]string{"-o", dir, "-plot", "-quick"}, "-quick"},
 	} {
 		var stderr strings.Builder
-		if code := run(test.args, &stderr); code != exitUsage || !strings.Contains(stderr.String(), test.want) {
-			t.Errorf("%q: exit code %d and %q, want %d and %s", test.args, code, &stderr, exitUsage, test.want)
+		if code := run(test.args, &stderr); code != program.Usage || !strings.Contains(stderr.String(), test.want) {
+			t.Errorf("%q: exit code %d and %q, want %d and %s", test.args, code, &stderr, program.Usage, test.want)
 		}
 	}
 	var stderr strings.Builder
-	if code := run([]string{"-h"}, &stderr); code != exitOK || !strings.Contains(stderr.String(), "-plot") {
+	if code := run([]string{"-h"}, &stderr); code != program.OK || !strings.Contains(stderr.String(), "-plot") {
 		t.Errorf("-h: exit code %d and %q", code, &stderr)
 	}
 }
@@ -184,8 +185,8 @@ func TestTableThatIsNone(t *testing.T) {
 				}
 			}
 			var stderr strings.Builder
-			if code := run([]string{"-plot", "-o", o.dir}, &stderr); code != exitFailed || !strings.Contains(stderr.String(), test.want) {
-				t.Errorf("exit code %d and %q, want %d and %q", code, &stderr, exitFailed, test.want)
+			if code := run([]string{"-plot", "-o", o.dir}, &stderr); code != program.Failed || !strings.Contains(stderr.String(), test.want) {
+				t.Errorf("exit code %d and %q, want %d and %q", code, &stderr, program.Failed, test.want)
 			}
 		})
 	}

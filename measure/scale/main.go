@@ -9,18 +9,10 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
-	"syscall"
 
 	"github.com/seed22601231/connectx/internal/netns"
-)
-
-// Exit codes.
-const (
-	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2
+	"github.com/seed22601231/connectx/measure/internal/program"
 )
 
 func main() {
@@ -31,43 +23,28 @@ func main() {
 }
 
 func run(args []string, stdout, stderr io.Writer) int {
-	complain := func(err error) { fmt.Fprintf(stderr, "scale: %v\n", err) }
-	var o options
-	switch err := o.parse(args, stdout); {
-	case errors.Is(err, flag.ErrHelp):
-		return exitOK
-	case err != nil:
-		complain(err)
-		return exitUsage
-	}
-	plans, err := o.plans()
-	if err != nil {
-		complain(err)
-		return exitFailed
-	}
-	if !netns.Inside() {
-		if err := checkNeeds(plans, stdout); err != nil {
-			complain(err)
-			return exitFailed
+	return program.Run("scale", stderr, func() error {
+		var o options
+		if err := o.parse(args, stdout); err != nil {
+			return err
 		}
-		code, err := netns.Reexec()
+		plans, err := o.plans()
 		if err != nil {
-			complain(err)
-			return exitFailed
+			return err
 		}
-		return code
-	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	err = measure(ctx, plans, o.file, stdout, stderr)
-	if ctx.Err() != nil {
-		err = errors.New("interrupted")
-	}
-	if err != nil {
-		complain(err)
-		return exitFailed
-	}
-	return exitOK
+		if !netns.Inside() {
+			if err := checkNeeds(plans, stdout); err != nil {
+				return err
+			}
+		}
+		return program.InNamespace(func(ctx context.Context) error {
+			err := measure(ctx, plans, o.file, stdout, stderr)
+			if ctx.Err() != nil {
+				return program.ErrInterrupted
+			}
+			return err
+		})
+	})
 }
 
 // options are the flags.
@@ -89,21 +66,14 @@ Flags:
 // parse returns flag.ErrHelp if the help was asked for and has been written.
 func (o *options) parse(args []string, helpTo io.Writer) error {
 	flags := flag.NewFlagSet("scale", flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // the caller reports errors
 	flags.IntVar(&o.udp, "udp", 1_000_000, fmt.Sprintf("UDP connections, 0 to %d", maxConnections))
 	flags.IntVar(&o.tcp, "tcp", 250_000, fmt.Sprintf("TCP connections, 0 to %d", maxConnections))
 	flags.StringVar(&o.file, "o", "", "write the report to this `file` as well")
-	err := flags.Parse(args)
+	return program.Parse(flags, help, args, helpTo, o.check)
+}
+
+func (o *options) check() error {
 	switch {
-	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(helpTo, help)
-		flags.SetOutput(helpTo)
-		flags.PrintDefaults()
-		return err
-	case err != nil:
-		return err
-	case flags.NArg() > 0:
-		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	case o.udp < 0 || o.udp > maxConnections:
 		return fmt.Errorf("-udp %d: must be 0 to %d", o.udp, maxConnections)
 	case o.tcp < 0 || o.tcp > maxConnections:

@@ -9,6 +9,8 @@ import (
 	"os"
 	"strconv"
 	"strings"
+
+	"github.com/seed22601231/connectx/measure/internal/machine"
 )
 
 // What a connection takes, in bytes, rounded up from what this program itself
@@ -69,7 +71,7 @@ type limit struct {
 }
 
 func needsOf(p plan) ([]need, error) {
-	info, err := kilobytes("/proc/meminfo", "MemAvailable")
+	info, err := machine.Kilobytes("/proc/meminfo", "MemAvailable")
 	if err != nil {
 		return nil, err
 	}

@@ -95,7 +95,7 @@ func micros(d time.Duration) string {
 // can be found out.
 func describe() string {
 	memory := ""
-	if info, err := kilobytes("/proc/meminfo", "MemTotal"); err == nil {
+	if info, err := machine.Kilobytes("/proc/meminfo", "MemTotal"); err == nil {
 		memory = fmt.Sprintf(", %.0f GiB", float64(info["MemTotal"])/(1<<30))
 	}
 	return fmt.Sprintf("%s, %d cores of %s%s, %s, %s", machine.Kernel(), runtime.NumCPU(), machine.Processor(), memory,

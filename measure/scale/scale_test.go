@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/seed22601231/connectx/internal/netns"
+	"github.com/seed22601231/connectx/measure/internal/program"
 )
 
 func TestMain(m *testing.M) {
@@ -315,12 +316,12 @@ func TestFlags(t *testing.T) {
 		code int
 		want string
 	}{
-		{[]string{"-udp", "-1"}, exitUsage, "-udp -1: must be 0 to 7170928"},
-		{[]string{"-tcp", "7170929"}, exitUsage, "-tcp 7170929: must be 0 to 7170928"},
-		{[]string{"-udp", "many"}, exitUsage, `invalid value "many" for flag -udp`},
-		{[]string{"-udp", "0", "-tcp", "0"}, exitUsage, "nothing to do"},
-		{[]string{"5"}, exitUsage, `unexpected argument "5"`},
-		{[]string{"-help"}, exitOK, "Usage: scale"},
+		{[]string{"-udp", "-1"}, program.Usage, "-udp -1: must be 0 to 7170928"},
+		{[]string{"-tcp", "7170929"}, program.Usage, "-tcp 7170929: must be 0 to 7170928"},
+		{[]string{"-udp", "many"}, program.Usage, `invalid value "many" for flag -udp`},
+		{[]string{"-udp", "0", "-tcp", "0"}, program.Usage, "nothing to do"},
+		{[]string{"5"}, program.Usage, `unexpected argument "5"`},
+		{[]string{"-help"}, program.OK, "Usage: scale"},
 	} {
 		var out bytes.Buffer
 		if code := run(c.args, &out, &out); code != c.code || !strings.Contains(out.String(), c.want) {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/seed22601231/connectx"
+	"github.com/seed22601231/connectx/measure/internal/program"
 )
 
 // workerEnv tells a process that it is one of a crew. Its arguments are a role
@@ -36,9 +37,9 @@ func work(args []string) int {
 	signal.Ignore(os.Interrupt)
 	if err := play(args); err != nil {
 		fmt.Fprintf(os.Stderr, "scale: %v: %v\n", args, err)
-		return exitFailed
+		return program.Failed
 	}
-	return exitOK
+	return program.OK
 }
 
 func play(args []string) error {

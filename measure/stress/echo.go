@@ -13,17 +13,13 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seed22601231/connectx/measure/internal/echo"
 )
 
 // A token is what a connection sends: the process, its incarnation, a number that
 // no other connection of theirs has, and a random one.
-type token [tokenSize]byte
-
-// An answer is the token and the address and port that it came from.
-const (
-	tokenSize  = 24
-	answerSize = tokenSize + 18
-)
+type token [echo.TokenSize]byte
 
 func newToken(process, incarnation int, number uint64, random *rand.Rand) (t token) {
 	binary.BigEndian.PutUint16(t[0:], uint16(process))
@@ -36,25 +32,18 @@ func newToken(process, incarnation int, number uint64, random *rand.Rand) (t tok
 func (t token) process() int     { return int(binary.BigEndian.Uint16(t[0:])) }
 func (t token) incarnation() int { return int(binary.BigEndian.Uint32(t[2:])) }
 
-func newAnswer(t []byte, from netip.AddrPort) []byte {
-	a := from.Addr().As16()
-	b := append(append(make([]byte, 0, answerSize), t...), a[:]...)
-	return binary.BigEndian.AppendUint16(b, from.Port())
-}
-
 // checkAnswer returns the failure that an answer is, or nil.
 func checkAnswer(b []byte, sent token, local netip.AddrPort, of string) *Failure {
-	if len(b) != answerSize {
+	if len(b) != echo.AnswerSize {
 		return &Failure{Promise: misdelivered, What: fmt.Sprintf("%s got %x", of, b)}
 	}
-	if got := token(b[:tokenSize]); got != sent {
+	if got := token(b[:echo.TokenSize]); got != sent {
 		return &Failure{
 			Promise: misdelivered, What: fmt.Sprintf("%s got the answer to %x instead of %x", of, got, sent),
 			At: now(), Sender: &Sender{got.process(), got.incarnation()},
 		}
 	}
-	from := netip.AddrPortFrom(netip.AddrFrom16([16]byte(b[tokenSize:])).Unmap(), binary.BigEndian.Uint16(b[tokenSize+16:]))
-	if from != local {
+	if from := echo.From(b); from != local {
 		return &Failure{Promise: misdelivered, What: fmt.Sprintf("%s has come from %s", of, from)}
 	}
 	return nil
@@ -99,7 +88,7 @@ func verify(c echoer, t token) (failures []Failure) {
 // A goConn is a connection of this process.
 type goConn struct {
 	net.Conn
-	room [answerSize + 1]byte
+	room [echo.AnswerSize + 1]byte
 }
 
 func (c *goConn) echo(t token) ([]byte, error) {
@@ -115,7 +104,7 @@ func (c *goConn) echo(t token) ([]byte, error) {
 func (c *goConn) more() ([]byte, error) {
 	n, err := c.Read(c.room[:])
 	if _, stream := c.Conn.(*net.TCPConn); stream {
-		for err == nil && n < answerSize {
+		for err == nil && n < echo.AnswerSize {
 			var m int
 			m, err = c.Read(c.room[n:])
 			n += m
@@ -159,6 +148,13 @@ func (c *goConn) left() (b []byte, err error) {
 		return nil, ctlErr
 	}
 	return b, errors.Join(err, ctlErr)
+}
+
+func onSocket(c syscall.RawConn, f func(fd int) error) (err error) {
+	if ctlErr := c.Control(func(fd uintptr) { err = f(int(fd)) }); ctlErr != nil {
+		return ctlErr
+	}
+	return err
 }
 
 func addrPort(a net.Addr) netip.AddrPort {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/seed22601231/connectx"
+	"github.com/seed22601231/connectx/measure/internal/echo"
 )
 
 // A holder is a goroutine that holds connections.
@@ -199,8 +200,8 @@ func (h *holder) closeOne(c held) {
 // nothing.
 func strayOf(of string, b []byte, err error) Failure {
 	f := Failure{Promise: misdelivered, What: fmt.Sprintf("%s has %x to read, %v", of, b, err)}
-	if len(b) == answerSize {
-		t := token(b[:tokenSize])
+	if len(b) == echo.AnswerSize {
+		t := token(b[:echo.TokenSize])
 		f.At, f.Sender = now(), &Sender{t.process(), t.incarnation()}
 	}
 	return f

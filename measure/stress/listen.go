@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seed22601231/connectx/measure/internal/echo"
 )
 
 // group is the multicast group of a listener.
@@ -116,9 +118,9 @@ func (l listening) sender() (net.PacketConn, error) {
 		})
 	}}
 	// A port that no dial uses.
-	for port := serverPort + 1; ; port++ {
+	for port := echo.Port + 1; ; port++ {
 		conn, err := config.ListenPacket(context.Background(), l.network, fmt.Sprintf(":%d", port))
-		if err == nil || port > serverPort+100 {
+		if err == nil || port > echo.Port+100 {
 			return conn, err
 		}
 	}

@@ -4,24 +4,14 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/signal"
-	"syscall"
 	"time"
 
-	"github.com/seed22601231/connectx/internal/netns"
-)
-
-// Exit codes.
-const (
-	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2
+	"github.com/seed22601231/connectx/measure/internal/program"
 )
 
 func main() {
@@ -32,38 +22,28 @@ func main() {
 }
 
 func runCommand(args []string, stdout, stderr io.Writer) int {
-	complain := func(err error) { fmt.Fprintf(stderr, "stress: %v\n", err) }
-	var o options
-	switch err := o.parse(args, stdout); {
-	case errors.Is(err, flag.ErrHelp):
-		return exitOK
-	case err != nil:
-		complain(err)
-		return exitUsage
-	}
-	if !netns.Inside() {
-		code, err := netns.Reexec()
-		if err != nil {
-			complain(err)
-			return exitFailed
+	return program.Run("stress", stderr, func() error {
+		var o options
+		if err := o.parse(args, stdout); err != nil {
+			return err
 		}
-		return code
-	}
+		return program.InNamespace(func(ctx context.Context) error { return stressAndReport(ctx, o, stdout, stderr) })
+	})
+}
+
+func stressAndReport(ctx context.Context, o options, stdout, stderr io.Writer) error {
 	fmt.Fprintf(stderr, "stress %s\n", o.flags())
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
 	r, err := stress(ctx, o, stderr)
 	if err != nil {
-		complain(err)
-		return exitFailed
+		return err
 	}
 	fmt.Fprintln(stdout)
 	r.write(stdout)
 	if err := r.verdict(); err != nil {
 		fmt.Fprintf(stderr, "\n%v\n", err)
-		return exitFailed
+		return program.Exit(program.Failed)
 	}
-	return exitOK
+	return nil
 }
 
 // options are the flags.
@@ -86,7 +66,6 @@ Flags:
 
 func (o *options) flagSet() *flag.FlagSet {
 	flags := flag.NewFlagSet("stress", flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // the caller reports errors
 	flags.DurationVar(&o.duration, "duration", 10*time.Minute, "how long it takes")
 	flags.Uint64Var(&o.seed, "seed", 0, "what the goroutines do depends on it; 0 is one at random")
 	flags.IntVar(&o.layout.Ports, "ports", 20, fmt.Sprintf("ephemeral ports, %d to %d", minPorts, maxPorts))
@@ -111,36 +90,34 @@ const (
 
 // parse returns flag.ErrHelp if the help was asked for and has been written.
 func (o *options) parse(args []string, helpTo io.Writer) error {
-	flags := o.flagSet()
-	err := flags.Parse(args)
-	between := func(name string, value, low, high int) {
-		if err == nil && (value < low || value > high) {
-			err = fmt.Errorf("-%s %d: must be %d to %d", name, value, low, high)
-		}
+	err := program.Parse(o.flagSet(), help, args, helpTo, o.check)
+	if o.seed == 0 {
+		o.seed = uint64(rand.Uint32()) + 1
 	}
+	return err
+}
+
+func (o *options) check() error {
 	switch {
-	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(helpTo, help)
-		flags.SetOutput(helpTo)
-		flags.PrintDefaults()
-		return err
-	case err != nil:
-		return err
-	case flags.NArg() > 0:
-		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
 	case o.duration <= 0:
 		return fmt.Errorf("-duration %v: must be above 0", o.duration)
 	case o.kill < 0:
 		return fmt.Errorf("-kill %v: must not be below 0", o.kill)
 	}
-	between("ports", o.layout.Ports, minPorts, maxPorts)
-	between("processes", o.layout.Processes, 1, maxProcesses)
-	between("goroutines", o.layout.Each, 1, maxGoroutines)
-	between("hold", o.hold, 1, maxHold)
-	if o.seed == 0 {
-		o.seed = uint64(rand.Uint32()) + 1
+	for _, f := range []struct {
+		name             string
+		value, low, high int
+	}{
+		{"ports", o.layout.Ports, minPorts, maxPorts},
+		{"processes", o.layout.Processes, 1, maxProcesses},
+		{"goroutines", o.layout.Each, 1, maxGoroutines},
+		{"hold", o.hold, 1, maxHold},
+	} {
+		if f.value < f.low || f.value > f.high {
+			return fmt.Errorf("-%s %d: must be %d to %d", f.name, f.value, f.low, f.high)
+		}
 	}
-	return err
+	return nil
 }
 
 // flags are the options as arguments.

@@ -13,12 +13,12 @@ import (
 
 	"github.com/seed22601231/connectx"
 	"github.com/seed22601231/connectx/internal/netns"
+	"github.com/seed22601231/connectx/measure/internal/echo"
 )
 
 // The ports: the ephemeral range begins at firstPort, and the range outside of
 // it that PortRange is also used with at firstOutside.
 const (
-	serverPort   = 7007
 	firstPort    = 40000
 	firstOutside = 41000
 )
@@ -50,7 +50,7 @@ func destination(f family, n int) netip.AddrPort {
 		a16[14], a16[15] = byte(n>>8), byte(n)
 		a = netip.AddrFrom16(a16)
 	}
-	return netip.AddrPortFrom(a, serverPort)
+	return netip.AddrPortFrom(a, echo.Port)
 }
 
 // setUpNetwork prepares the calling thread's namespace.

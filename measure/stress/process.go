@@ -15,6 +15,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+
+	"github.com/seed22601231/connectx/measure/internal/echo"
+	"github.com/seed22601231/connectx/measure/internal/program"
 )
 
 // workerEnv tells a process that it is one of a crew. Its arguments are a role
@@ -41,8 +44,8 @@ var roles = map[string]func(Config, *claims, *reporter, *atomic.Bool) error{
 	"python": runFollower,
 	"listen": func(c Config, _ *claims, r *reporter, stop *atomic.Bool) error { return runListeners(c, r, stop) },
 	"check":  func(c Config, _ *claims, r *reporter, stop *atomic.Bool) error { return runChecker(c, r, stop) },
-	"udp":    func(_ Config, _ *claims, r *reporter, _ *atomic.Bool) error { return serveUDP(r) },
-	"tcp":    func(_ Config, _ *claims, r *reporter, _ *atomic.Bool) error { return serveTCP(r) },
+	"udp":    func(_ Config, _ *claims, r *reporter, _ *atomic.Bool) error { return echo.ServeUDP(r.ready) },
+	"tcp":    func(_ Config, _ *claims, r *reporter, _ *atomic.Bool) error { return echo.ServeTCP(r.ready) },
 }
 
 // claimsFile is the descriptor that a process inherits.
@@ -54,9 +57,9 @@ func work(args []string) int {
 	signal.Ignore(os.Interrupt)
 	if err := play(args); err != nil {
 		fmt.Fprintf(os.Stderr, "stress: %v: %v\n", args[:min(1, len(args))], err)
-		return exitFailed
+		return program.Failed
 	}
-	return exitOK
+	return program.OK
 }
 
 func play(args []string) error {

@@ -25,6 +25,8 @@ import (
 
 	"github.com/seed22601231/connectx"
 	"github.com/seed22601231/connectx/internal/netns"
+	"github.com/seed22601231/connectx/measure/internal/echo"
+	"github.com/seed22601231/connectx/measure/internal/program"
 )
 
 func TestMain(m *testing.M) {
@@ -148,7 +150,7 @@ func rogue() int {
 	}()
 	ports, err := strconv.Atoi(os.Getenv(rogueEnv))
 	if err != nil {
-		return exitFailed
+		return program.Failed
 	}
 	l := layout{Ports: ports}
 	for {
@@ -160,7 +162,7 @@ func rogue() int {
 		}
 		select {
 		case <-ended:
-			return exitOK
+			return program.OK
 		case <-time.After(50 * time.Millisecond):
 		}
 		for _, conn := range conns {
@@ -303,11 +305,11 @@ func TestPortThatStaysLockedIsFound(t *testing.T) {
 
 func TestLateAnswerIsNoFailure(t *testing.T) {
 	ownNamespace(t)
-	server, err := listenUDP(0)
+	server, err := echo.ListenUDP("udp4")
 	if err != nil {
 		t.Fatal(err)
 	}
-	go answerUDP(server)
+	go echo.AnswerUDP(server)
 	defer server.Close()
 	var conns [2]*goConn
 	for i := range conns {
@@ -358,10 +360,10 @@ func TestAnswers(t *testing.T) {
 		answer []byte
 		want   string // part of the failure, if any
 	}{
-		{"its own", newAnswer(own[:], local), ""},
-		{"somebody else's", newAnswer(other[:], local), "got the answer to"},
-		{"its own, from another port", newAnswer(own[:], netip.MustParseAddrPort("127.0.0.1:40001")), "has come from 127.0.0.1:40001"},
-		{"its own, from another address", newAnswer(own[:], netip.MustParseAddrPort("[fd00::1]:40000")), "has come from [fd00::1]:40000"},
+		{"its own", echo.Answer(own[:], local), ""},
+		{"somebody else's", echo.Answer(other[:], local), "got the answer to"},
+		{"its own, from another port", echo.Answer(own[:], netip.MustParseAddrPort("127.0.0.1:40001")), "has come from 127.0.0.1:40001"},
+		{"its own, from another address", echo.Answer(own[:], netip.MustParseAddrPort("[fd00::1]:40000")), "has come from [fd00::1]:40000"},
 		{"something else", []byte("hello"), "got 68656c6c6f"},
 	} {
 		failure := checkAnswer(tt.answer, own, local, "conn")
@@ -505,7 +507,7 @@ func TestPortThatDoesNotComeBackIsFound(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, f := range []family{0, 1} {
-		listener, err := net.Listen("tcp"+f.suffix(), fmt.Sprintf(":%d", serverPort))
+		listener, err := net.Listen("tcp"+f.suffix(), fmt.Sprintf(":%d", echo.Port))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -585,7 +587,7 @@ func TestPortsHaveAnIndex(t *testing.T) {
 			t.Errorf("port %d has the index %d, want %d", small.port(i), got, i)
 		}
 	}
-	for _, port := range []uint16{firstPort - 1, small.whole().High + 1, firstOutside - 1, small.outside().High + 1, serverPort} {
+	for _, port := range []uint16{firstPort - 1, small.whole().High + 1, firstOutside - 1, small.outside().High + 1, echo.Port} {
 		if got := small.index(port); got != -1 {
 			t.Errorf("port %d has the index %d, want none", port, got)
 		}
@@ -598,13 +600,13 @@ func TestFlags(t *testing.T) {
 		code int
 		want string
 	}{
-		{[]string{"-duration", "0s"}, exitUsage, "-duration 0s: must be above 0"},
-		{[]string{"-kill", "-1s"}, exitUsage, "-kill -1s: must not be below 0"},
-		{[]string{"-ports", "7"}, exitUsage, "-ports 7: must be 8 to 200"},
-		{[]string{"-processes", "0"}, exitUsage, "-processes 0: must be 1 to 100"},
-		{[]string{"-hold", "many"}, exitUsage, `invalid value "many" for flag -hold`},
-		{[]string{"5"}, exitUsage, `unexpected argument "5"`},
-		{[]string{"-help"}, exitOK, "Usage: stress"},
+		{[]string{"-duration", "0s"}, program.Usage, "-duration 0s: must be above 0"},
+		{[]string{"-kill", "-1s"}, program.Usage, "-kill -1s: must not be below 0"},
+		{[]string{"-ports", "7"}, program.Usage, "-ports 7: must be 8 to 200"},
+		{[]string{"-processes", "0"}, program.Usage, "-processes 0: must be 1 to 100"},
+		{[]string{"-hold", "many"}, program.Usage, `invalid value "many" for flag -hold`},
+		{[]string{"5"}, program.Usage, `unexpected argument "5"`},
+		{[]string{"-help"}, program.OK, "Usage: stress"},
 	} {
 		var out bytes.Buffer
 		if code := runCommand(c.args, &out, &out); code != c.code || !strings.Contains(out.String(), c.want) {
