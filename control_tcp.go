@@ -115,8 +115,11 @@ func (a *attempt) connectTCPPicked() error {
 	}
 	if a.local.Addr().IsValid() {
 		// Leaves the choice of a port to connect, which knows the destination.
-		// An error means a kernel before 4.2, where bind takes a port of its own.
-		_ = sys.SetInt(a.fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1)
+		// Before Linux 4.2 bind would choose one, which does not know it.
+		if sys.SetInt(a.fd, unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT, 1) != nil {
+			a.fallBack(errNoBindAddressNoPort)
+			return a.connectTCPExplicit()
+		}
 		if err := a.bind(a.local); err != nil {
 			return os.NewSyscallError("bind", err)
 		}
@@ -212,7 +215,10 @@ func window(ports *portpick.Ports, port, size, avoid uint16) (low, high uint16) 
 	return low, high
 }
 
-var errNoLocalPortRange = errors.New("the kernel does not know IP_LOCAL_PORT_RANGE for this socket")
+var (
+	errNoLocalPortRange    = errors.New("the kernel does not know IP_LOCAL_PORT_RANGE for this socket")
+	errNoBindAddressNoPort = errors.New("the kernel does not know IP_BIND_ADDRESS_NO_PORT for this socket")
+)
 
 // connectTCPAnyPort leaves the search to the kernel.
 func (a *attempt) connectTCPAnyPort() error {

@@ -22,7 +22,7 @@
 // # UDP
 //
 // The kernel lets UDP sockets share a port only with SO_REUSEADDR, and then
-// lets two of them connect to the same peer as well: the newer one silently
+// lets two of them connect to the same peer as well: one of them silently
 // receives everything ("overshadowing"). A Dialer never lets that happen among
 // those who use one. A port is bound with the flag off, and while it is off
 // nobody else can bind that port. If nobody was on it before, the Dialer

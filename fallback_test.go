@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
@@ -27,12 +28,23 @@ func init() {
 		// To the kernel without udp_diag, every socket is ENOENT.
 		return fallback(refusal{unix.SYS_SENDTO, 3, unix.MSG_DONTWAIT, unix.ENOENT}, "no such file")
 	}
-	children["no IP_LOCAL_PORT_RANGE"] = func() int {
-		if err := refuse(refusal{unix.SYS_SETSOCKOPT, 2, unix.IP_LOCAL_PORT_RANGE, unix.ENOPROTOOPT}); err != nil {
-			return failChild("%v", err)
+	for name, options := range tcpWithout {
+		children[name] = func() int {
+			for _, option := range options {
+				if err := refuse(refusal{unix.SYS_SETSOCKOPT, 2, option, unix.ENOPROTOOPT}); err != nil {
+					return failChild("%v", err)
+				}
+			}
+			return wholeRangeTwice("tcp")
 		}
-		return wholeRangeTwice("tcp")
 	}
+}
+
+// tcpWithout are options that a kernel may not have.
+var tcpWithout = map[string][]uint32{
+	"no IP_LOCAL_PORT_RANGE":                             {unix.IP_LOCAL_PORT_RANGE},
+	"no IP_BIND_ADDRESS_NO_PORT":                         {unix.IP_BIND_ADDRESS_NO_PORT},
+	"no IP_LOCAL_PORT_RANGE nor IP_BIND_ADDRESS_NO_PORT": {unix.IP_LOCAL_PORT_RANGE, unix.IP_BIND_ADDRESS_NO_PORT},
 }
 
 // Without the kernel's answers, UDP dials are limited but never overshadowed.
@@ -109,21 +121,31 @@ func fallback(r refusal, why string) int {
 	return 0
 }
 
-// A kernel without IP_LOCAL_PORT_RANGE searches by itself.
-func TestTCPWithoutLocalPortRange(t *testing.T) {
-	ownNamespace(t, 40000, 40019)
-	destinations := echo(t, "tcp", "127.1.0.1") + " " + echo(t, "tcp", "127.1.0.2")
-	if out := runChild(t, "no IP_LOCAL_PORT_RANGE", "DESTINATIONS="+destinations); out != "ok" {
-		t.Errorf("got %q", out)
+// A kernel without IP_LOCAL_PORT_RANGE searches by itself, and one without
+// IP_BIND_ADDRESS_NO_PORT is told the port.
+func TestTCPWithoutOptions(t *testing.T) {
+	for name := range tcpWithout {
+		t.Run(name, func(t *testing.T) {
+			ownNamespace(t, 40000, 40019)
+			destinations := echo(t, "tcp", "127.1.0.1") + " " + echo(t, "tcp", "127.1.0.2")
+			if out := runChild(t, name, "DESTINATIONS="+destinations); out != "ok" {
+				t.Errorf("got %q", out)
+			}
+		})
 	}
 }
 
 func wholeRangeTwice(network string) int {
 	a, b, _ := strings.Cut(os.Getenv("DESTINATIONS"), " ")
-	for _, source := range []net.Addr{nil, localAddr(network, "127.2.0.1", 0)} {
-		d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: source}}
+	for _, d := range []connectx.Dialer{
+		{},
+		{Dialer: net.Dialer{LocalAddr: localAddr(network, "127.2.0.1", 0)}},
+		{SourceAddrs: []netip.Addr{netip.MustParseAddr("127.2.0.2")}},
+		{SourceAddrs: []netip.Addr{netip.MustParseAddr("127.2.0.3"), netip.MustParseAddr("127.2.0.4")}},
+		{PortRange: connectx.PortRange{Low: 40000, High: 40019}, Dialer: net.Dialer{LocalAddr: localAddr(network, "127.2.0.5", 0)}},
+	} {
 		for _, destination := range []string{a, b} {
-			for i := range 20 {
+			for i := range 20 * max(1, len(d.SourceAddrs)) {
 				conn, err := d.Dial(network, destination)
 				if err != nil {
 					return failChild("dial %d: %v", i, err)

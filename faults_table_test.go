@@ -275,8 +275,8 @@ var faultTable = []faultRow{
 	{call: "setsockopt", where: "SO_INCOMING_CPU off", at: setOption(unix.SOL_SOCKET, unix.SO_INCOMING_CPU).at(1), dials: []string{"UDP, Control"}, want: []faultWant{
 		want("ignored", unix.EPERM, unix.ENOPROTOOPT),
 	}},
-	{call: "setsockopt", where: "IP_BIND_ADDRESS_NO_PORT", at: setOption(unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT).at(1), dials: []string{"TCP, address"}, want: []faultWant{
-		want("ignored", unix.ENOPROTOOPT, unix.EPERM, unix.EINVAL, unix.ENOSYS),
+	{call: "setsockopt", where: "IP_BIND_ADDRESS_NO_PORT", at: setOption(unix.SOL_IP, unix.IP_BIND_ADDRESS_NO_PORT).at(1), dials: []string{"TCP, address", "TCP, PortRange"}, reason: "IP_BIND_ADDRESS_NO_PORT", want: []faultWant{
+		want("fallback", unix.ENOPROTOOPT, unix.EPERM, unix.EINVAL, unix.ENOSYS),
 	}},
 	{call: "setsockopt", where: "IP_LOCAL_PORT_RANGE", at: localRange.at(1), dials: []string{"TCP", "TCP, address", "TCP, IPv6"}, reason: "IP_LOCAL_PORT_RANGE", want: []faultWant{
 		want("fallback", unix.ENOPROTOOPT, unix.EPERM, unix.EINVAL, unix.EOPNOTSUPP),
