@@ -224,16 +224,17 @@ func TestPortRangeWhenTheSystemsChangesAndFewPortsAreFree(t *testing.T) {
 	}
 }
 
-// A socket that takes another's place is like one that net.Dialer makes, and
-// nothing is left of the other.
+// A socket that takes another's place is like one that net.Dialer makes and the
+// caller's hook has seen, and nothing is left of the other.
 func TestSocketThatTakesAnothersPlace(t *testing.T) {
+	hook := setSocketOption(unix.SOL_SOCKET, unix.SO_PRIORITY, 1)
 	for _, family := range families {
 		for _, network := range []string{"tcp", "udp"} {
 			t.Run(network+" over "+family.name, func(t *testing.T) {
 				ownNamespace(t, 40000, 40003)
 				address := echo(t, network, family.hosts[0])
 				full, other := netip.MustParseAddr(family.source), netip.MustParseAddr(family.source2)
-				bound := net.Dialer{LocalAddr: localAddr(network, family.source2, 0)}
+				bound := net.Dialer{LocalAddr: localAddr(network, family.source2, 0), Control: hook}
 				plain, err := bound.Dial(network, address)
 				if err != nil {
 					t.Fatal(err)
@@ -243,7 +244,7 @@ func TestSocketThatTakesAnothersPlace(t *testing.T) {
 				fillUp(t, &connectx.Dialer{SourceAddrs: []netip.Addr{full}}, network, address)
 
 				before := len(descriptors(t))
-				d := connectx.Dialer{SourceAddrs: []netip.Addr{full, other}}
+				d := connectx.Dialer{Dialer: net.Dialer{Control: hook}, SourceAddrs: []netip.Addr{full, other}}
 				for range 20 { // half of the dials begin with the one that is full
 					conn, err := d.Dial(network, address)
 					if err != nil {
@@ -263,7 +264,7 @@ func TestSocketThatTakesAnothersPlace(t *testing.T) {
 	}
 }
 
-// whatASocketIsLike is what package net has set on it.
+// whatASocketIsLike is what package net and the hook have set on it.
 func whatASocketIsLike(t *testing.T, conn syscall.Conn) map[string]int {
 	t.Helper()
 	raw, err := conn.SyscallConn()
@@ -275,6 +276,7 @@ func whatASocketIsLike(t *testing.T, conn syscall.Conn) map[string]int {
 		for name, option := range map[string][2]int{
 			"SO_BROADCAST": {unix.SOL_SOCKET, unix.SO_BROADCAST},
 			"SO_KEEPALIVE": {unix.SOL_SOCKET, unix.SO_KEEPALIVE},
+			"SO_PRIORITY":  {unix.SOL_SOCKET, unix.SO_PRIORITY},
 			"SO_PROTOCOL":  {unix.SOL_SOCKET, unix.SO_PROTOCOL},
 			"TCP_NODELAY":  {unix.SOL_TCP, unix.TCP_NODELAY},
 			"IPV6_V6ONLY":  {unix.SOL_IPV6, unix.IPV6_V6ONLY},

@@ -1,7 +1,6 @@
 package connectx
 
 import (
-	"errors"
 	"net/netip"
 	"os"
 	"time"
@@ -25,9 +24,10 @@ func (a *attempt) connectTCPBoundPort(start time.Time) error {
 	s := tcpSearch{attempt: a, source: a.local.Addr()}
 	defer s.close()
 	switch err := s.prepare(); {
-	case errors.Is(err, lookup.ErrNoSource):
-		// What the errno means here is that this host has no address to
-		// connect from.
+	case err != nil && !noAnswer(err):
+		// What the errno means here is that this host has no route, or no
+		// address to connect from: where IPv6 is turned off, connect has the
+		// same word for both.
 		return os.NewSyscallError("connect", unix.EADDRNOTAVAIL)
 	case err != nil && a.hook.ports == (PortRange{}):
 		return a.exhausted(s.source, s.taken)
