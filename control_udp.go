@@ -402,9 +402,12 @@ const (
 	// share if nothing has changed for patience, and over at least
 	// patienceTries looks: a holder of the lock may be off the processor for
 	// milliseconds, and the whole machine for longer. The first 20 looks come
-	// within a few milliseconds, so it is those after them that tell.
+	// within a few milliseconds, so it is those after them that tell. Where
+	// there is more to run than the processors can, it is as many times longer,
+	// maxPatience at most.
 	patience      = 40 * time.Millisecond
 	patienceTries = 48
+	maxPatience   = 10 * patience
 
 	// maxWait bounds the wait in a crowd where something always changes.
 	maxWait = 5 * time.Second
@@ -438,13 +441,24 @@ func (l *tupleLock) connectFrom(local netip.AddrPort) error {
 			since, holder, looks = now, seen, 0
 		}
 		looks++
-		if now.Sub(since) > patience && looks > patienceTries || now.Sub(start) > maxWait {
+		if unchanged := now.Sub(since); unchanged > patience && looks > patienceTries && unchanged > loadedPatience() || now.Sub(start) > maxWait {
 			return &inUseError{"the source port is held by a socket that does not share it", local, l.remote, unix.EADDRINUSE}
 		}
 		if err := l.backOff(try); err != nil {
 			return err
 		}
 	}
+}
+
+// loadedPatience is patience on this machine, by its load average of the last
+// minute (sysinfo(2)).
+func loadedPatience() time.Duration {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return patience
+	}
+	load := float64(info.Loads[0]) / (1 << 16) / float64(runtime.NumCPU())
+	return min(max(patience, time.Duration(load*float64(patience))), maxPatience)
 }
 
 // backOff waits for about as long as the lock is held, and for longer the more

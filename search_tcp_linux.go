@@ -1,6 +1,7 @@
 package connectx
 
 import (
+	"errors"
 	"net/netip"
 	"os"
 	"time"
@@ -25,10 +26,7 @@ func (a *attempt) connectTCPBoundPort(start time.Time) error {
 	defer s.close()
 	switch err := s.prepare(); {
 	case err != nil && !noAnswer(err):
-		// What the errno means here is that this host has no route, or no
-		// address to connect from: where IPv6 is turned off, connect has the
-		// same word for both.
-		return os.NewSyscallError("connect", unix.EADDRNOTAVAIL)
+		return os.NewSyscallError("connect", a.whyNoSource(err))
 	case err != nil && a.hook.ports == (PortRange{}):
 		return a.exhausted(s.source, s.taken)
 	}
@@ -56,6 +54,17 @@ func (a *attempt) connectTCPBoundPort(start time.Time) error {
 	}
 	a.ns.full.remember(a.flow(a.local.Addr(), a.boundDevice()), s.source, s.taken, start, len(a.hook.sources))
 	return a.exhausted(s.source, s.taken)
+}
+
+// whyNoSource is the errno for a destination that the kernel has no route to, or no
+// address of this host to connect from. Of the system's range, connect has said
+// EADDRNOTAVAIL already, which it says of both where IPv6 is turned off. Ports of
+// PortRange may all have been refused by bind, which knows nothing of a destination.
+func (a *attempt) whyNoSource(err error) unix.Errno {
+	if errno, ok := errors.AsType[unix.Errno](err); ok && a.hook.ports != (PortRange{}) {
+		return errno
+	}
+	return unix.EADDRNOTAVAIL
 }
 
 // A tcpSearch looks at the ports of the range in batches.
