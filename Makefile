@@ -2,7 +2,8 @@ GO ?= go
 # The race detector needs a C compiler.
 RACE ?= $(shell command -v gcc >/dev/null && echo -race)
 TOOL = $(GO) tool -modfile=$(CURDIR)/tools/go.mod
-# The nested modules, which have dependencies that the library has not.
+# The nested modules, which have dependencies that the library has not; besides
+# them kernels, whose tests are not what make kernels runs.
 NESTED = conformance examples quicdial measure
 COUNT ?= 10
 # Of each benchmark of a run: its time, and the dials at each occupancy.
@@ -12,7 +13,7 @@ DIALS ?= 500
 DURATION ?= 10m
 FUZZTIME ?= 10m
 
-.PHONY: help demo test nested conformance examples quicdial measure occupancy pictures scale bench bench-dials bench-occupancy bench-strangers bench-quic stress soak model faults fuzz lint cross
+.PHONY: help demo test nested conformance examples quicdial measure occupancy pictures scale bench bench-dials bench-occupancy bench-strangers bench-quic stress soak mutations kernels model faults fuzz lint cross
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -27,6 +28,7 @@ measure: ## Test the programs that measure
 	$(GO) -C $@ test $(RACE) ./...
 
 nested: $(NESTED) ## Run the tests of all nested modules
+	$(GO) -C kernels test $(RACE) ./...
 
 conformance: ## Run nettest, Happy Eyeballs and the like, for net.Dialer as well
 	$(GO) -C $@ test $(RACE) ./...
@@ -99,6 +101,12 @@ soak: ## Keep 90 % of the 4-tuples taken while connections and faults come and g
 	@mkdir -p bin && $(GO) -C measure build -o ../bin/soak ./soak
 	bin/soak -duration $(DURATION) $(SOAKFLAGS)
 
+mutations: ## Break one line of the library at a time, and print what goes red (ten minutes, on a machine that has nothing else to do)
+	$(GO) -C measure run ./mutations -o $(CURDIR)/docs/mutations.md
+
+kernels: ## Run the tests on the running kernel, and on Debian's 6.1 and 6.12 in qemu (KERNELSFLAGS="-kernels 6.12")
+	$(GO) -C kernels run . -o $(CURDIR)/docs/kernels.md $(KERNELSFLAGS)
+
 faults: bin/connectx.test ## Make each system call of a dial fail in each way, and print what follows (half a minute)
 	CONNECTX_FAULTS=bin/faults.txt bin/connectx.test -test.run '^TestFaults' -test.v
 
@@ -110,7 +118,7 @@ fuzz: ## Fuzz the parsers and the dials, FUZZTIME each
 
 lint: ## Check with gofmt, go vet, staticcheck and go mod tidy
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
-	for module in . tools $(NESTED); do \
+	for module in . tools kernels $(NESTED); do \
 		echo "lint $$module" && cd $(CURDIR)/$$module && $(GO) mod tidy -diff && $(GO) vet ./... || exit 1; \
 		test $$module = tools || $(TOOL) staticcheck ./... || exit 1; \
 	done
