@@ -198,19 +198,20 @@ func (s *search) tryAny(again bool) (outcome, error) {
 	return o, err
 }
 
-// lockedPauses are the waits before ports that were locked are tried again,
-// when all others are taken: together not quite patience.
-var lockedPauses = [...]time.Duration{
-	time.Millisecond, 2 * time.Millisecond, 4 * time.Millisecond, 8 * time.Millisecond, 16 * time.Millisecond,
-}
+// maxLockedPause bounds the waits before ports that were locked are tried again,
+// when all others are taken. The first is a millisecond, each further one twice as
+// long as the one before; together they are not quite loadedPatience.
+const maxLockedPause = 16 * time.Millisecond
 
 // tryLocked tries the ports again that were passed over because of contention:
 // one that was locked may be free in a moment.
 func (s *search) tryLocked() (outcome, error) {
-	for _, pause := range lockedPauses {
-		if len(s.locked) == 0 {
-			break
-		}
+	if len(s.locked) == 0 {
+		return conflict, nil
+	}
+	left := loadedPatience()
+	for pause := time.Millisecond; pause < left && len(s.locked) > 0; pause = min(2*pause, maxLockedPause) {
+		left -= pause
 		if err := s.sleep(pause); err != nil {
 			return failed, err
 		}
