@@ -105,7 +105,7 @@ mutations: ## Break one line of the library at a time, and print what goes red (
 	$(GO) -C measure run ./mutations -o $(CURDIR)/docs/mutations.md
 
 kernels: ## Run the tests on the running kernel, and on Debian's 6.1 and 6.12 in qemu (KERNELSFLAGS="-kernels 6.12")
-	$(GO) -C kernels run . -o $(CURDIR)/docs/kernels.md $(KERNELSFLAGS)
+	$(GO) -C kernels run . $(or $(KERNELSFLAGS),-o $(CURDIR)/docs/kernels.md)
 
 faults: bin/connectx.test ## Make each system call of a dial fail in each way, and print what follows (half a minute)
 	CONNECTX_FAULTS=bin/faults.txt bin/connectx.test -test.run '^TestFaults' -test.v

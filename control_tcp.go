@@ -243,7 +243,7 @@ func (a *attempt) connectTCPAnyPort() error {
 	if err := a.fullTCP(); err != nil {
 		return err
 	}
-	return a.connectTCPBoundPort(start)
+	return a.connectTCPBoundPort(start, a.hook.ports == (PortRange{}))
 }
 
 // fullTCP returns the error of a search that has found no port a moment ago, if
@@ -304,12 +304,12 @@ func (a *attempt) connectTCPLastPort() error {
 		}
 		return nil
 	}
-	return a.connectTCPBoundPort(start)
+	return a.connectTCPBoundPort(start, a.hook.ports == (PortRange{}))
 }
 
 // connectTCPExplicit connects from a port of a range that the kernel cannot be
-// told to choose from: one that is not a part of the system's, or any before
-// Linux 6.3.
+// told to choose from: one that is not a part of the system's, any PortRange before
+// Linux 6.3, or any range at all of a chosen source address before 4.2.
 func (a *attempt) connectTCPExplicit() error {
 	start := time.Now()
 	walk := a.ns.order.Walk(a.ports, a.local.Addr(), a.remote)
@@ -328,7 +328,7 @@ func (a *attempt) connectTCPExplicit() error {
 	if err := a.usePorts(a.ns.refresh()); err != nil {
 		return err
 	}
-	return a.connectTCPBoundPort(start)
+	return a.connectTCPBoundPort(start, false)
 }
 
 // tryTCPExplicit is tryTCPPort after which the socket is ready for another try,

@@ -451,14 +451,18 @@ func (l *tupleLock) connectFrom(local netip.AddrPort) error {
 }
 
 // loadedPatience is patience on this machine, by its load average of the last
-// minute (sysinfo(2)).
+// minute (sysinfo(2)) and the processors that the process may use. It does not see
+// an overload that has just begun, nor a CPU quota.
 func loadedPatience() time.Duration {
 	var info unix.Sysinfo_t
 	if err := unix.Sysinfo(&info); err != nil {
 		return patience
 	}
-	load := float64(info.Loads[0]) / (1 << 16) / float64(runtime.NumCPU())
-	return min(max(patience, time.Duration(load*float64(patience))), maxPatience)
+	return patienceAt(float64(info.Loads[0])/(1<<16), runtime.NumCPU())
+}
+
+func patienceAt(load float64, processors int) time.Duration {
+	return min(max(patience, time.Duration(load/float64(processors)*float64(patience))), maxPatience)
 }
 
 // backOff waits for about as long as the lock is held, and for longer the more

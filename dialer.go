@@ -183,7 +183,8 @@ func (d *Dialer) DialIP(ctx context.Context, network string, laddr, raddr netip.
 // stays so, and destination addresses of another family than LocalAddr's fail
 // instead of being left out (but for the unspecified address, which goes with
 // both). That aside, the connections and errors are those of d, except that Source
-// in a [*net.OpError] is not filled in.
+// in a [*net.OpError] is not filled in. There is no last look, after connect, for
+// datagrams of strangers.
 //
 // Dial and DialContext share ports. DialTCP and DialUDP of a net.Dialer bind the
 // socket themselves and fail; use those of d.

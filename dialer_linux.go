@@ -55,6 +55,8 @@ type attempt struct {
 	brief bool
 	dirty bool // the socket has been of use for another source address
 
+	waited time.Duration // for locked ports, of all source addresses
+
 	trying bool // between begin and end
 
 	trace  *Trace
@@ -444,8 +446,12 @@ func (a *attempt) route(conn *lookup.Conn, device uint32) (lookup.Route, error) 
 			device = a.unicastInterface()
 		}
 	}
+	protocol := uint8(unix.IPPROTO_UDP)
+	if protocolOf(a.network) == "tcp" {
+		protocol = unix.IPPROTO_TCP
+	}
 	return conn.Source(a.remote, lookup.RouteOptions{
-		Interface: device, Mark: mark, Source: a.local.Addr(), SourcePort: a.local.Port(),
+		Protocol: protocol, Interface: device, Mark: mark, Source: a.local.Addr(), SourcePort: a.local.Port(),
 	})
 }
 

@@ -18,7 +18,7 @@ import (
 
 func init() {
 	children["no netlink"] = func() int {
-		return fallback(refusal{unix.SYS_SOCKET, 0, unix.AF_NETLINK, unix.EPERM}, "operation not permitted")
+		return fallback(noNetlink, "operation not permitted")
 	}
 	children["netlink does not answer"] = func() int {
 		// Requests are sent with MSG_DONTWAIT, and then are not.
@@ -28,10 +28,10 @@ func init() {
 		// To the kernel without udp_diag, every socket is ENOENT.
 		return fallback(refusal{unix.SYS_SENDTO, 3, unix.MSG_DONTWAIT, unix.ENOENT}, "no such file")
 	}
-	for name, options := range tcpWithout {
+	for name, refusals := range tcpWithout {
 		children[name] = func() int {
-			for _, option := range options {
-				if err := refuse(refusal{unix.SYS_SETSOCKOPT, 2, option, unix.ENOPROTOOPT}); err != nil {
+			for _, r := range refusals {
+				if err := refuse(r); err != nil {
 					return failChild("%v", err)
 				}
 			}
@@ -40,11 +40,19 @@ func init() {
 	}
 }
 
-// tcpWithout are options that a kernel may not have.
-var tcpWithout = map[string][]uint32{
-	"no IP_LOCAL_PORT_RANGE":                             {unix.IP_LOCAL_PORT_RANGE},
-	"no IP_BIND_ADDRESS_NO_PORT":                         {unix.IP_BIND_ADDRESS_NO_PORT},
-	"no IP_LOCAL_PORT_RANGE nor IP_BIND_ADDRESS_NO_PORT": {unix.IP_LOCAL_PORT_RANGE, unix.IP_BIND_ADDRESS_NO_PORT},
+var (
+	noPortRange     = refusal{unix.SYS_SETSOCKOPT, 2, unix.IP_LOCAL_PORT_RANGE, unix.ENOPROTOOPT}
+	noAddressNoPort = refusal{unix.SYS_SETSOCKOPT, 2, unix.IP_BIND_ADDRESS_NO_PORT, unix.ENOPROTOOPT}
+	noNetlink       = refusal{unix.SYS_SOCKET, 0, unix.AF_NETLINK, unix.EPERM}
+)
+
+// tcpWithout is what a kernel, or a sandbox, may not have.
+var tcpWithout = map[string][]refusal{
+	"no IP_LOCAL_PORT_RANGE":                             {noPortRange},
+	"no IP_BIND_ADDRESS_NO_PORT":                         {noAddressNoPort},
+	"no IP_LOCAL_PORT_RANGE nor IP_BIND_ADDRESS_NO_PORT": {noPortRange, noAddressNoPort},
+	"no IP_BIND_ADDRESS_NO_PORT nor netlink":             {noAddressNoPort, noNetlink},
+	"none of them":                                       {noPortRange, noAddressNoPort, noNetlink},
 }
 
 // Without the kernel's answers, UDP dials are limited but never overshadowed.

@@ -13,21 +13,23 @@ import (
 )
 
 // connectTCPBoundPort looks at each port, and binds the socket to one that is
-// free. Of the system's range these are the ports that the kernel leaves out of
-// its own choice: those that a socket was bound to explicitly, for another
-// destination (tb->fastreuse in __inet_hash_connect). To a socket that is bound
-// to it as well, such a port is as good as any.
+// free. If the kernel has searched the range already, these are the ports that it
+// leaves out of its own choice: those that a socket was bound to explicitly, for
+// another destination (tb->fastreuse in __inet_hash_connect). To a socket that is
+// bound to it as well, such a port is as good as any.
 //
-// Of the system's range all other ports are taken when it is called, so most
-// lookups find the socket that is in the way. start is when the search for those
-// began.
-func (a *attempt) connectTCPBoundPort(start time.Time) error {
+// All other ports are taken then, so most lookups find the socket that is in the
+// way, and without lookups it is not worth the search. start is when the search
+// of the range began.
+func (a *attempt) connectTCPBoundPort(start time.Time, searched bool) error {
 	s := tcpSearch{attempt: a, source: a.local.Addr()}
 	defer s.close()
-	switch err := s.prepare(); {
-	case err != nil && !noAnswer(err):
-		return os.NewSyscallError("connect", a.whyNoSource(err))
-	case err != nil && a.hook.ports == (PortRange{}):
+	err := s.prepare()
+	noRoute := errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH)
+	switch {
+	case errors.Is(err, lookup.ErrNoSource), noRoute && searched:
+		return errNoAddress
+	case err != nil && searched:
 		return a.exhausted(s.source, s.taken)
 	}
 	walk := a.ns.order.Walk(a.ports, s.source, a.remote)
@@ -45,27 +47,24 @@ func (a *attempt) connectTCPBoundPort(start time.Time) error {
 		if o, err := s.tryBatch(batch); o == won || err != nil {
 			return err
 		}
-		if s.broken && a.hook.ports == (PortRange{}) {
+		if s.broken && searched {
 			return a.exhausted(s.source, s.taken)
 		}
 		if err := a.ended(); err != nil {
 			return err
 		}
 	}
+	if noRoute && s.taken.held < s.taken.tried {
+		return errNoAddress
+	}
 	a.ns.full.remember(a.flow(a.local.Addr(), a.boundDevice()), s.source, s.taken, start, len(a.hook.sources))
 	return a.exhausted(s.source, s.taken)
 }
 
-// whyNoSource is the errno for a destination that the kernel has no route to, or no
-// address of this host to connect from. Of the system's range, connect has said
-// EADDRNOTAVAIL already, which it says of both where IPv6 is turned off. Ports of
-// PortRange may all have been refused by bind, which knows nothing of a destination.
-func (a *attempt) whyNoSource(err error) unix.Errno {
-	if errno, ok := errors.AsType[unix.Errno](err); ok && a.hook.ports != (PortRange{}) {
-		return errno
-	}
-	return unix.EADDRNOTAVAIL
-}
+// errNoAddress is what connect says of each port where this host has no address to
+// connect from: because of the destination's scope, or, where IPv6 is turned off,
+// because there is no route to it.
+var errNoAddress = os.NewSyscallError("connect", unix.EADDRNOTAVAIL)
 
 // A tcpSearch looks at the ports of the range in batches.
 type tcpSearch struct {

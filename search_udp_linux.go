@@ -198,20 +198,17 @@ func (s *search) tryAny(again bool) (outcome, error) {
 	return o, err
 }
 
-// maxLockedPause bounds the waits before ports that were locked are tried again,
-// when all others are taken. The first is a millisecond, each further one twice as
-// long as the one before; together they are not quite loadedPatience.
-const maxLockedPause = 16 * time.Millisecond
-
 // tryLocked tries the ports again that were passed over because of contention:
-// one that was locked may be free in a moment.
+// one that was locked may be free in a moment. All source addresses of a dial
+// together wait for not quite loadedPatience; each gets one more try at least.
 func (s *search) tryLocked() (outcome, error) {
 	if len(s.locked) == 0 {
 		return conflict, nil
 	}
-	left := loadedPatience()
-	for pause := time.Millisecond; pause < left && len(s.locked) > 0; pause = min(2*pause, maxLockedPause) {
+	left := max(loadedPatience()-s.waited, 2*time.Millisecond)
+	for pause := time.Millisecond; pause < left && len(s.locked) > 0; pause *= 2 {
 		left -= pause
+		s.waited += pause
 		if err := s.sleep(pause); err != nil {
 			return failed, err
 		}

@@ -71,6 +71,7 @@ func TestAProgramThatFailsWithoutAFailedTestHasFailed(t *testing.T) {
 		"exit status":     {end: job.End{Code: 1}, tests: []test{{"TestA", "pass", ""}}},
 		"deadline":        {end: job.End{Code: -1, Problem: "still running after 600 s"}, tests: []test{{"TestA", "pass", ""}}},
 		"no test was run": {},
+		"no namespace":    {tests: []test{{"TestA", "pass", ""}, {"TestB", "skip", "    a_test.go:1: needs a network namespace of its own: refused\n"}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if r.ok() || len(r.failures()) != 1 {

@@ -60,6 +60,10 @@ func (s Socket) Connected() bool { return s.Remote.IsValid() }
 // RouteOptions are what the choice of a source address depends on besides the
 // destination. The zero value means none of them.
 type RouteOptions struct {
+	// Protocol is the transport protocol (IPPROTO_TCP, IPPROTO_UDP), for
+	// routing rules that match it. Zero means UDP.
+	Protocol uint8
+
 	// Interface is the index of the interface that the datagrams must leave
 	// by (SO_BINDTODEVICE, or the zone of a link-local destination). Zero
 	// means any.
@@ -72,7 +76,7 @@ type RouteOptions struct {
 	// interface is of interest. Invalid means none.
 	Source netip.Addr
 
-	// SourcePort is the UDP source port, for routing rules that match it.
+	// SourcePort is the source port, for routing rules that match it.
 	// Zero means that it is not known yet.
 	SourcePort uint16
 }

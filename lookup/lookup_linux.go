@@ -1,6 +1,7 @@
 package lookup
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -337,7 +338,7 @@ func (c *Conn) askRoute(destination netip.AddrPort, opts RouteOptions) (Route, e
 	}
 	request[1] = byte(da.BitLen()) // rtm_dst_len
 	putAddr(c.attribute(unix.RTA_DST, da.BitLen()/8), da)
-	c.attribute(unix.RTA_IP_PROTO, 1)[0] = unix.IPPROTO_UDP
+	c.attribute(unix.RTA_IP_PROTO, 1)[0] = cmp.Or(opts.Protocol, unix.IPPROTO_UDP)
 	binary.BigEndian.PutUint16(c.attribute(unix.RTA_DPORT, 2), destination.Port())
 	src := opts.Source.Unmap().WithZone("")
 	if src.IsValid() && src.Is4() != da.Is4() {

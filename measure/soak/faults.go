@@ -39,12 +39,15 @@ func (r *run) runFaults(random *rand.Rand) {
 }
 
 // killServer kills the server, and starts it again after a moment.
-func (r *run) killServer(random *rand.Rand) (err error) {
+func (r *run) killServer(random *rand.Rand) error {
 	r.faults.server.begin()
 	defer r.faults.server.end()
 	r.server.kill()
 	moment(random, 20*time.Millisecond)
-	r.server, err = startServer()
+	next, err := startServer()
+	if err == nil {
+		r.server = next
+	}
 	return err
 }
 

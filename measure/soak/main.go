@@ -71,7 +71,8 @@ report. The exit status is 0 if the line is flat:
     not by more than %.0f %% and %d MiB, that of the p50 of TCP and of UDP dials,
     as multiples of net.Dialer's at the same time, not by more than %.0f %%, and
     that of the p50 of what they take of the processor, as such multiples, not by
-    more than %.0f %% (not compared if a quarter has fewer than %d of them).
+    more than %.0f %% (times are not compared if a quarter has fewer than %d of
+    them, nor in a run of less than %v).
   - At the end, all 4-tuples can be had, each once; and when they are closed and
     the library is idle, there are no more descriptors, netlink sockets and
     goroutines than before the first dial.
@@ -80,7 +81,7 @@ report. The exit status is 0 if the line is flat:
 
 Flags:
 `, shortRun, lingers, 100*(heapLimit.factor-1), int(heapLimit.slack)>>10,
-	100*(residentLimit.factor-1), int(residentLimit.slack)>>20, 100*(latencyLimit.factor-1), 100*(cpuLimit.factor-1), minDials)
+	100*(residentLimit.factor-1), int(residentLimit.slack)>>20, 100*(latencyLimit.factor-1), 100*(cpuLimit.factor-1), minDials, shortRun)
 
 func (o *options) flagSet() *flag.FlagSet {
 	flags := flag.NewFlagSet("soak", flag.ContinueOnError)

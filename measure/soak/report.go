@@ -48,7 +48,7 @@ func (r *run) write(w io.Writer) {
 	case n < minSamples:
 		fmt.Fprintf(w, "%d samples are too few to compare quarters of them\n", n)
 	case len(growths(r.samples)) < 2+2*int(protocols):
-		fmt.Fprintf(w, "the times of fewer than %d dials of a quarter are not compared\n", minDials)
+		fmt.Fprintf(w, "times are not compared: it takes %d dials a quarter, and a run of %v\n", minDials, shortRun)
 	}
 	fmt.Fprintln(w)
 

@@ -149,7 +149,11 @@ func (r *run) sampleUntilDone(ctx context.Context, progress io.Writer) error {
 func (r *run) awaitFull(ctx context.Context) {
 	most := allFlows * r.flows.target()
 	for deadline := time.Now().Add(r.options.duration); r.flows.held() < most*95/100; time.Sleep(time.Millisecond) {
-		if ctx.Err() != nil || time.Now().After(deadline) || r.hopeless() {
+		if ctx.Err() != nil || r.hopeless() {
+			return
+		}
+		if time.Now().After(deadline) {
+			r.fail("after %v: %d connections, want %d", r.options.duration, r.flows.held(), most*95/100)
 			return
 		}
 	}

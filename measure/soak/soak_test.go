@@ -251,6 +251,7 @@ func healthy(n int) []sample {
 	all := make([]sample, n)
 	for i := range all {
 		s := &all[i]
+		s.at = time.Duration(i+1) * time.Second
 		s.heap, s.resident = 3<<20+random.Int64N(64<<10), 14<<20+random.Int64N(1<<20)
 		for p := range protocols {
 			// The machine is busy with something else half of the time.
@@ -291,6 +292,7 @@ func TestVerdictOnSeries(t *testing.T) {
 		{"too few dials to tell", func(i int, s *sample) {
 			s.counted[tcp], s.p50[tcp] = 2, s.p50[tcp]*(1+time.Duration(i))
 		}, ""},
+		{"a short run", func(i int, s *sample) { s.at /= 4; s.p50[tcp] *= 1 + time.Duration(i)/10 }, ""},
 		{"100 bytes for each of 1000 dials", func(i int, s *sample) { s.heap += 100_000 * int64(i) }, "live heap: "},
 		{"resident memory that grows", func(i int, s *sample) { s.resident += 300_000 * int64(i) }, "resident memory: "},
 		{"UDP dials that wait longer and longer", func(i int, s *sample) { s.p50[udp] *= 1 + time.Duration(i)/10 }, "p50 of udp dials"},

@@ -71,6 +71,9 @@ func growths(samples []sample) []growth {
 		{"live heap", heap(second), heap(last), heapLimit, bytes},
 		{"resident memory", resident(second), resident(last), residentLimit, bytes},
 	}
+	if samples[n-1].at < shortRun {
+		return all
+	}
 	for p := range protocols {
 		if !enoughDials(second, p) || !enoughDials(last, p) {
 			continue
