@@ -124,6 +124,6 @@ var lockMutations = []mutation{
 		file:     "control_udp.go",
 		old:      "for range 8 {",
 		new:      "for range 1 {",
-		catchers: []catcher{stress(60 * time.Second)},
+		catchers: []catcher{in(".", "TestFaultsOfSystemCalls")},
 	},
 }

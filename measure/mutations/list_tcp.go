@@ -30,7 +30,7 @@ var tcpMutations = []mutation{
 	{
 		name:     "TCP: leaves out the ports that are bound explicitly",
 		file:     "control_tcp.go",
-		old:      "return a.connectTCPBoundPort(start)\n}\n\n// connectTCPExplicit connects",
+		old:      "return a.connectTCPBoundPort(start, a.hook.ports == (PortRange{}))\n}\n\n// connectTCPExplicit connects",
 		new:      "_ = start\n\treturn a.exhausted(a.local.Addr(), taken{})\n}\n\n// connectTCPExplicit connects",
 		catchers: []catcher{in(".", "TestPickedAndExplicitPortsShare"), stress(20 * time.Second)},
 	},
