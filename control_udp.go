@@ -344,7 +344,14 @@ func (l *tupleLock) whoReceives(local netip.AddrPort) (s lookup.Socket, err erro
 // the port.
 func (l *tupleLock) finish() (o outcome, seen uint64, err error) {
 	sa := l.remoteSockaddr()
-	if err := sys.ConnectUDP(l.fd, &sa); err != nil {
+	switch err := sys.ConnectUDP(l.fd, &sa); err {
+	case nil:
+	case unix.EADDRINUSE:
+		// The kernel has no such error here. It comes from a guard (module
+		// guard): the 4-tuple is reserved for another socket, which no
+		// lookup finds before it is connected.
+		return conflict, 0, nil
+	default:
 		return failed, 0, os.NewSyscallError("connect", err)
 	}
 	if err := l.setShared(1); err != nil {

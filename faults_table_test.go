@@ -224,7 +224,13 @@ var faultTable = []faultRow{
 		want("exhausted", unix.EADDRNOTAVAIL),
 	}},
 	{call: "connect", where: "connectx's", at: connectCall.at(1), dials: []string{"UDP", "UDP, address", "UDP, shared port", "UDP, IPv6"}, want: []faultWant{
-		want("error", unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EPERM, unix.EADDRNOTAVAIL, unix.EADDRINUSE, unix.EAFNOSUPPORT, unix.EINVAL, unix.EAGAIN, unix.ECONNREFUSED, unix.ENOBUFS, unix.ENOMEM, unix.EINTR),
+		want("error", unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EPERM, unix.EADDRNOTAVAIL, unix.EAFNOSUPPORT, unix.EINVAL, unix.EAGAIN, unix.ECONNREFUSED, unix.ENOBUFS, unix.ENOMEM, unix.EINTR),
+	}},
+	{call: "connect", where: "connectx's, denied by a guard", at: connectCall.at(1), dials: []string{"UDP", "UDP, address", "UDP, IPv6"}, want: []faultWant{
+		want("next port", unix.EADDRINUSE),
+	}},
+	{call: "connect", where: "connectx's, denied by a guard", at: connectCall.at(1), dials: []string{"UDP, shared port"}, want: []faultWant{
+		want("error", unix.EADDRINUSE),
 	}},
 	{call: "connect", where: "net.Dialer's", at: connectCall.at(2), dials: []string{"TCP", "UDP", "UDP, shared port"}, want: []faultWant{
 		want("error", unix.ECONNREFUSED, unix.ETIMEDOUT, unix.ENETUNREACH, unix.EHOSTUNREACH, unix.EACCES, unix.EPERM, unix.ENOMEM),
