@@ -30,7 +30,9 @@ type PortUsage struct {
 // for each dial: it dumps all sockets of the protocol, some microseconds each, and
 // finds out who shares their port by trying, as a dial would but without sending
 // anything. For TCP that takes some 150 ms for the default range, for UDP 7 µs
-// for each port on which there are connections.
+// for each port on which there are connections. Without IP_LOCAL_PORT_RANGE or
+// IP_BIND_ADDRESS_NO_PORT it does not find all TCP ports that are held, and counts
+// the rest as free.
 //
 // An address that is not on this machine is the error EADDRNOTAVAIL. Link-local
 // addresses are not supported, nor are other systems than Linux: the error is
