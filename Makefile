@@ -3,7 +3,8 @@ GO ?= go
 RACE ?= $(shell command -v gcc >/dev/null && echo -race)
 TOOL = $(GO) tool -modfile=$(CURDIR)/tools/go.mod
 # The nested modules, which have dependencies that the library has not; besides
-# them kernels, whose tests are not what make kernels runs.
+# them kernels, whose tests are not what make kernels runs, and guard, whose tests
+# need root.
 NESTED = conformance examples quicdial measure
 COUNT ?= 10
 # Of each benchmark of a run: its time, and the dials at each occupancy.
@@ -13,7 +14,7 @@ DIALS ?= 500
 DURATION ?= 10m
 FUZZTIME ?= 10m
 
-.PHONY: help demo test nested conformance examples quicdial measure occupancy pictures scale bench bench-dials bench-occupancy bench-strangers bench-quic stress soak mutations kernels model faults fuzz lint cross
+.PHONY: help demo test nested conformance examples quicdial measure occupancy pictures scale bench bench-dials bench-occupancy bench-strangers bench-quic stress soak mutations kernels guard guard-object guard-bench model faults fuzz lint cross
 
 help: ## Print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' Makefile
@@ -107,6 +108,23 @@ mutations: ## Break one line of the library at a time, and print what goes red (
 kernels: ## Run the tests on the running kernel, and on Debian's 6.1 and 6.12 in qemu (KERNELSFLAGS="-kernels 6.12")
 	$(GO) -C kernels run . $(or $(KERNELSFLAGS),-o $(CURDIR)/docs/kernels.md)
 
+guard: ## Test the guard (eBPF) as root, with a cgroup v2 of its own
+	$(GO) -C $@ test $(RACE) ./...
+
+guard-object: ## Make guard's object again from its C source, and compare (clang 14, llvm, libbpf-dev)
+	@mkdir -p bin && sha256sum guard/programs_bpfel.* >bin/guard.sums && $(GO) -C guard generate . && sha256sum -c bin/guard.sums
+
+guard-bench: ## Compare UDP connects under a guard with those without: medians of COUNT runs
+	@mkdir -p bin && $(GO) -C guard test -c -o ../bin/guard.test .
+	@rm -f bin/guard.txt
+	@for i in $$(seq $(COUNT)); do \
+		bin/guard.test -test.run '^$$' -test.bench . -test.benchtime $(BENCHTIME) >>bin/guard.txt || exit 1; \
+		printf '\rrun %d of %d' $$i $(COUNT) >&2; \
+	done; echo >&2
+	@uname -srm; grep -m1 '^cpu:' bin/guard.txt; echo 'connect, medians: deny : none, share : none'
+	@$(TOOL) benchstat -format csv -filter .unit:ns/op -col /guard bin/guard.txt 2>/dev/null | \
+		awk -F, '/^Connect/ { sub(/-[0-9]+$$/, "", $$1); printf "%-40s %.2f %.2f\n", $$1, $$4 / $$2, $$8 / $$2 }'
+
 faults: bin/connectx.test ## Make each system call of a dial fail in each way, and print what follows (half a minute)
 	CONNECTX_FAULTS=bin/faults.txt bin/connectx.test -test.run '^TestFaults' -test.v
 
@@ -118,7 +136,7 @@ fuzz: ## Fuzz the parsers and the dials, FUZZTIME each
 
 lint: ## Check with gofmt, go vet, staticcheck and go mod tidy
 	@test -z "$$(gofmt -l .)" || { gofmt -d .; exit 1; }
-	for module in . tools kernels $(NESTED); do \
+	for module in . tools kernels guard $(NESTED); do \
 		echo "lint $$module" && cd $(CURDIR)/$$module && $(GO) mod tidy -diff && $(GO) vet ./... || exit 1; \
 		test $$module = tools || $(TOOL) staticcheck ./... || exit 1; \
 	done

@@ -1,0 +1,265 @@
+package guard
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func init() {
+	roles["connect"] = playConnect
+	roles["attach"] = playAttach
+}
+
+// playConnect connects a socket, and keeps it: from its first argument to the
+// second.
+func playConnect(args []string) error {
+	if _, err := connectShared(args[0], args[1]); err != nil {
+		return err
+	}
+	return keep()
+}
+
+// connectShared connects a socket that shares its port. The caller closes it, also
+// if there is an error.
+func connectShared(local, remote string) (fd int, err error) {
+	s := &socket{family: v4}
+	if s.fd, err = unix.Socket(v4, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err != nil {
+		return s.fd, err
+	}
+	if err := unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1); err != nil {
+		return s.fd, err
+	}
+	if err := unix.Bind(s.fd, s.address(local)); err != nil {
+		return s.fd, err
+	}
+	return s.fd, s.connect(remote)
+}
+
+// playAttach attaches a guard to a cgroup, pinned in a folder, and keeps it.
+func playAttach(args []string) error {
+	if _, err := Attach(args[0], Options{Pin: args[1]}); err != nil {
+		return err
+	}
+	return keep()
+}
+
+// keep says that all is done, and returns when the standard input ends.
+func keep() error {
+	fmt.Println("ready")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	return nil
+}
+
+// start returns when the process is ready. It ends with the test, or when stop is
+// called.
+func start(t testing.TB, cmd *exec.Cmd) (stop func()) {
+	t.Helper()
+	if _, err := cmd.StdinPipe(); err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stop = func() {
+		if cmd.ProcessState == nil {
+			_ = cmd.Process.Kill()
+			_ = cmd.Wait()
+		}
+	}
+	t.Cleanup(stop)
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		t.Fatalf("%v: %q, %v", cmd.Args, line, err)
+	}
+	return stop
+}
+
+// outsideCgroup has the process started in another cgroup.
+func outsideCgroup(t testing.TB, cmd *exec.Cmd) *exec.Cmd {
+	t.Helper()
+	dir, err := os.Open(outside)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { dir.Close() })
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+	return cmd
+}
+
+func TestASocketOfAnotherCgroup(t *testing.T) {
+	g := attach(t, Options{})
+	stop := start(t, outsideCgroup(t, roleCommand(t, "connect", "127.0.0.1:5000", "127.0.0.9:7")))
+	second := open(t, v4).bind("127.0.0.1:5000")
+	second.mustFail("127.0.0.9:7", unix.EADDRINUSE)
+	if reservations, err := g.Reservations(); err != nil || len(reservations) != 0 {
+		t.Errorf("reservations %v, %v; want none", reservations, err)
+	}
+	stop()
+	second.mustConnect("127.0.0.9:7")
+}
+
+func TestAProcessThatIsKilled(t *testing.T) {
+	g := attach(t, Options{})
+	stop := start(t, roleCommand(t, "connect", "127.0.0.1:5000", "127.0.0.9:7"))
+	second := open(t, v4).bind("127.0.0.1:5000")
+	second.mustFail("127.0.0.9:7", unix.EADDRINUSE)
+	mustMatch(t, g)
+	stop()
+	second.mustConnect("127.0.0.9:7")
+	mustMatch(t, g)
+}
+
+// A socket stays what it is when it is passed on.
+func TestASocketThatOutlivesItsProcess(t *testing.T) {
+	g := attach(t, Options{})
+	first := open(t, v4).bind("127.0.0.1:5000").mustConnect("127.0.0.9:7")
+	other := roleCommand(t, "hold")
+	other.ExtraFiles = []*os.File{os.NewFile(uintptr(dup(t, first.fd)), "socket")}
+	defer other.ExtraFiles[0].Close()
+	stop := start(t, outsideCgroup(t, other))
+	other.ExtraFiles[0].Close()
+	first.close()
+	second := open(t, v4).bind("127.0.0.1:5000")
+	second.mustFail("127.0.0.9:7", unix.EADDRINUSE)
+	mustMatch(t, g)
+	stop()
+	second.mustConnect("127.0.0.9:7")
+	mustMatch(t, g)
+}
+
+func init() { roles["hold"] = func([]string) error { return keep() } }
+
+func dup(t testing.TB, fd int) int {
+	t.Helper()
+	other, err := unix.FcntlInt(uintptr(fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return other
+}
+
+// bpffs mounts a BPF file system.
+func bpffs(t testing.TB) string {
+	t.Helper()
+	needCgroup(t)
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "bpf", 0, ""); err != nil {
+		t.Skipf("needs a BPF file system: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
+}
+
+func TestAPinnedGuardOutlivesItsProcess(t *testing.T) {
+	pin := filepath.Join(bpffs(t), "guard")
+	stop := start(t, roleCommand(t, "attach", group, pin))
+	first := open(t, v4).bind("127.0.0.1:5000").mustConnect("127.0.0.9:7")
+	second := open(t, v4).bind("127.0.0.1:5000")
+	second.mustFail("127.0.0.9:7", unix.EADDRINUSE)
+	stop()
+	second.mustFail("127.0.0.9:7", unix.EADDRINUSE)
+
+	if g, err := Attach(outside, Options{Pin: pin}); err == nil {
+		g.Close()
+		t.Fatal("taken over for another cgroup")
+	}
+	g := attach(t, Options{Pin: pin})
+	second.mustFail("127.0.0.9:7", unix.EADDRINUSE)
+	mustMatch(t, g)
+	if got := mustStats(t, g); got.Denied != 3 {
+		t.Errorf("denied %d, want 3: counted from the beginning", got.Denied)
+	}
+	first.close()
+	second.mustConnect("127.0.0.9:7")
+	mustMatch(t, g)
+
+	if err := g.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(pin); !os.IsNotExist(err) {
+		t.Errorf("%s is there after Close: %v", pin, err)
+	}
+	open(t, v4).bind("127.0.0.1:5000").mustConnect("127.0.0.9:7")
+}
+
+func TestAGuardThatWasKilledInAttach(t *testing.T) {
+	pin := filepath.Join(bpffs(t), "guard")
+	start(t, roleCommand(t, "attach", group, pin))()
+	if err := os.Remove(filepath.Join(pin, "connect6")); err != nil {
+		t.Fatal(err)
+	}
+	g := attach(t, Options{Pin: pin})
+	open(t, v6).bind("[::1]:5000").mustConnect("[::1]:7")
+	open(t, v6).bind("[::1]:5000").mustFail("[::1]:7", unix.EADDRINUSE)
+	if got := mustStats(t, g); got.Allowed != 1 || got.Denied != 1 {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestAttachSaysWhatIsMissing(t *testing.T) {
+	needCgroup(t)
+	for _, test := range []struct {
+		name    string
+		cgroup  string
+		options Options
+		want    string
+	}{
+		{"that there is no such cgroup", group + "/none", Options{}, "no such file or directory"},
+		{"that it is no cgroup v2", "/", Options{}, ErrNotCgroup2.Error()},
+		{"that it is no BPF file system", group, Options{Pin: filepath.Join(t.TempDir(), "guard")}, "has to be a folder of a BPF file system"},
+		{"that Max is too large", group, Options{Max: 1 << 30}, "option Max is 1073741824, not between"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			g, err := Attach(test.cgroup, test.options)
+			if err == nil {
+				g.Close()
+				t.Fatal("no error")
+			}
+			if !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%v, want %q", err, test.want)
+			}
+		})
+	}
+	t.Run("which privileges", func(t *testing.T) {
+		exe, err := os.Open("/proc/self/exe")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer exe.Close()
+		cmd := roleCommand(t, "try", group)
+		cmd.Stderr = nil
+		// It may be in a folder that only root can enter.
+		cmd.Path, cmd.ExtraFiles = "/proc/self/fd/3", []*os.File{exe}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		out, err := cmd.CombinedOutput()
+		if want := "needs root, or also CAP_BPF and CAP_PERFMON and CAP_NET_ADMIN"; !strings.Contains(string(out), want) {
+			t.Errorf("%q, %v; want %q", out, err, want)
+		}
+	})
+}
+
+func init() {
+	roles["try"] = func(args []string) error {
+		g, err := Attach(args[0], Options{})
+		if err == nil {
+			g.Close()
+		}
+		return err
+	}
+}
