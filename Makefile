@@ -3,8 +3,8 @@ GO ?= go
 RACE ?= $(shell command -v gcc >/dev/null && echo -race)
 TOOL = $(GO) tool -modfile=$(CURDIR)/tools/go.mod
 # The nested modules, which have dependencies that the library has not; besides
-# them kernels, whose tests are not what make kernels runs, and guard, whose tests
-# need root.
+# them kernels, whose tests are not what make kernels runs, and guard, most of whose
+# tests need root.
 NESTED = conformance examples quicdial measure
 COUNT ?= 10
 # Of each benchmark of a run: its time, and the dials at each occupancy.
@@ -13,6 +13,8 @@ DIALS ?= 500
 # How long make stress and make soak take, and each fuzzer of make fuzz.
 DURATION ?= 10m
 FUZZTIME ?= 10m
+# Of the race between programs in make guard, with a guard and without.
+RACETIME ?= 10s
 
 .PHONY: help demo test nested conformance examples quicdial measure occupancy pictures scale bench bench-dials bench-occupancy bench-strangers bench-quic stress soak mutations kernels guard guard-object guard-bench model faults fuzz lint cross
 
@@ -108,8 +110,9 @@ mutations: ## Break one line of the library at a time, and print what goes red (
 kernels: ## Run the tests on the running kernel, and on Debian's 6.1 and 6.12 in qemu (KERNELSFLAGS="-kernels 6.12")
 	$(GO) -C kernels run . $(or $(KERNELSFLAGS),-o $(CURDIR)/docs/kernels.md)
 
-guard: ## Test the guard (eBPF) as root, with a cgroup v2 of its own
-	$(GO) -C $@ test $(RACE) ./...
+guard: ## Test the guard (eBPF) as root, with a cgroup v2 of its own (RACETIME=10s)
+	$(GO) -C $@ test $(RACE) . -racetime $(RACETIME)
+	$(GO) -C $@ test $(RACE) ./cmd/...
 
 guard-object: ## Make guard's object again from its C source, and compare (clang 14, llvm, libbpf-dev)
 	@mkdir -p bin && sha256sum guard/programs_bpfel.* >bin/guard.sums && $(GO) -C guard generate . && sha256sum -c bin/guard.sums

@@ -15,8 +15,8 @@ import (
 // Options are for Attach. The zero value is good for most machines.
 type Options struct {
 	// Max is the number of sockets that can be connected, or be connecting, at
-	// a time. Zero means 262,144. Each takes some 700 bytes of the kernel's
-	// memory, and the room for one takes 32.
+	// a time. Zero means 262,144. Each takes some 460 bytes of the kernel's
+	// memory, and the room for one takes 80.
 	Max int
 
 	// DenyWhenFull says that a connect fails with ENOBUFS where there are Max
@@ -69,16 +69,36 @@ func Attach(cgroup string, o Options) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	if o.Pin != "" {
-		if g, err := takeOver(o.Pin, id); g != nil || err != nil {
+	g := &Guard{pin: o.Pin, share: o.Share}
+	if g.pin != "" {
+		folder, err := lockFolder(g.pin)
+		if err != nil {
+			return nil, fmt.Errorf("guard: %w", err)
+		}
+		defer folder.Close()
+		if g, err := takeOver(g.pin, id); g != nil || err != nil {
 			return g, err
 		}
 	}
-	g := &Guard{pin: o.Pin, share: o.Share}
 	if err := g.attach(cgroup, id, o); err != nil {
-		return nil, errors.Join(explain(err), g.Close())
+		return nil, errors.Join(explain(err), g.end())
 	}
 	return g, nil
+}
+
+// hooks are where the programs are attached, in this order: nothing is reserved
+// before there is something to take it back.
+var hooks = []struct {
+	name    string // of the pin
+	to      ebpf.AttachType
+	program func(*programsObjects) *ebpf.Program
+	toShare bool // of use only to share ports
+}{
+	{"sock_release", ebpf.AttachCgroupInetSockRelease, func(o *programsObjects) *ebpf.Program { return o.Released }, false},
+	{"connect4", ebpf.AttachCGroupInet4Connect, func(o *programsObjects) *ebpf.Program { return o.Connect4 }, false},
+	{"connect6", ebpf.AttachCGroupInet6Connect, func(o *programsObjects) *ebpf.Program { return o.Connect6 }, false},
+	{"bind4", ebpf.AttachCGroupInet4Bind, func(o *programsObjects) *ebpf.Program { return o.Bind4 }, true},
+	{"bind6", ebpf.AttachCGroupInet6Bind, func(o *programsObjects) *ebpf.Program { return o.Bind6 }, true},
 }
 
 func (g *Guard) attach(cgroup string, id uint64, o Options) error {
@@ -88,18 +108,11 @@ func (g *Guard) attach(cgroup string, id uint64, o Options) error {
 	if err := g.setPorts(); err != nil {
 		return err
 	}
-	// Nothing is reserved before there is something to take it back.
-	for _, h := range []struct {
-		to      ebpf.AttachType
-		program *ebpf.Program
-	}{
-		{ebpf.AttachCgroupInetSockRelease, g.objects.Released},
-		{ebpf.AttachCGroupInet4Connect, g.objects.Connect4},
-		{ebpf.AttachCGroupInet6Connect, g.objects.Connect6},
-		{ebpf.AttachCGroupInet4Bind, g.objects.Bind4},
-		{ebpf.AttachCGroupInet6Bind, g.objects.Bind6},
-	} {
-		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: h.to, Program: h.program})
+	for _, h := range hooks {
+		if h.toShare && !o.Share {
+			continue
+		}
+		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: h.to, Program: h.program(&g.objects)})
 		if err != nil {
 			return fmt.Errorf("attach to %s of %s: %w", h.to, cgroup, err)
 		}
@@ -131,6 +144,7 @@ func (g *Guard) load(id uint64, o Options) error {
 	}
 	groups := uint32(1) << bits.Len32(limit*groupsPerSocket-1)
 	spec.Maps[programsMapReserved].MaxEntries = limit
+	spec.Maps[programsMapHolders].MaxEntries = limit
 	spec.Maps[programsMapOver].MaxEntries = limit
 	spec.Maps[programsMapGroups].MaxEntries = groups
 	for name, value := range map[string]any{
@@ -148,12 +162,30 @@ func (g *Guard) load(id uint64, o Options) error {
 	return spec.LoadAndAssign(&g.objects, nil)
 }
 
-// Close ends the guard, pinned or not. Connections stay as they are.
+// Close ends the guard, pinned or not. If another Guard has taken it over, it ends
+// with the last of them. Connections stay as they are.
 func (g *Guard) Close() error {
+	if g.pin != "" {
+		folder, err := lockFolder(g.pin)
+		if err != nil {
+			return errors.Join(fmt.Errorf("guard: %w", err), g.closeAll())
+		}
+		defer folder.Close()
+	}
+	return g.end()
+}
+
+// end closes a guard whose folder is locked, if it has one.
+func (g *Guard) end() error {
 	var errs []error
 	if g.pin != "" {
-		errs = append(errs, g.unpinAll())
+		errs = append(errs, g.unpinAll(), os.Remove(g.pin))
 	}
+	return errors.Join(append(errs, g.closeAll())...)
+}
+
+func (g *Guard) closeAll() error {
+	var errs []error
 	for _, l := range g.links {
 		errs = append(errs, l.Close())
 	}

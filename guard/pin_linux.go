@@ -9,6 +9,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // maps are those that a Guard reads, and writes, by the name of their pin.
@@ -22,14 +23,38 @@ func (g *Guard) maps() map[string]**ebpf.Map {
 	}
 }
 
-// linkNames are the names of the links' pins, in the order in which they are
-// attached.
-var linkNames = []string{"sock_release", "connect4", "connect6", "bind4", "bind6"}
+// lockFolder makes the folder for pins if there is none, and waits until no other
+// Attach or Close is at it. Closing the file ends that.
+func lockFolder(path string) (*os.File, error) {
+	for {
+		if err := os.Mkdir(path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, err
+		}
+		f, err := os.Open(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // it has been removed meanwhile
+		}
+		if err != nil {
+			return nil, err
+		}
+		var st unix.Stat_t
+		for err = unix.EINTR; err == unix.EINTR; {
+			err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		}
+		if err == nil {
+			err = unix.Fstat(int(f.Fd()), &st)
+		}
+		if err == nil && st.Nlink > 0 {
+			return f, nil
+		}
+		f.Close()
+		if err != nil {
+			return nil, &os.PathError{Op: "lock", Path: path, Err: err}
+		}
+	}
+}
 
 func (g *Guard) pinAll() error {
-	if err := os.Mkdir(g.pin, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
-		return err
-	}
 	pin := func(what interface{ Pin(string) error }, name string) error {
 		if err := what.Pin(filepath.Join(g.pin, name)); err != nil {
 			return fmt.Errorf("pin in %s (has to be a folder of a BPF file system): %w", g.pin, err)
@@ -44,26 +69,25 @@ func (g *Guard) pinAll() error {
 	if err := pin(g.objects.Sync, programsProgSync); err != nil {
 		return err
 	}
-	// The links come last: where all of them are, everything is.
-	for i, l := range g.links {
-		if err := pin(l, linkNames[i]); err != nil {
+	// The links come last, and those that each guard has last of all: where
+	// these are, everything is.
+	for i := len(g.links) - 1; i >= 0; i-- {
+		if err := pin(g.links[i], hooks[i].name); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// takeOver returns the guard that is pinned, or nil if there is none.
+// takeOver returns the guard that is pinned, or nil if there is none. The folder is
+// locked.
 func takeOver(pin string, id uint64) (*Guard, error) {
 	g := &Guard{pin: pin}
 	err := g.open(id)
 	if err == nil {
 		return g, nil
 	}
-	for _, l := range g.links {
-		l.Close()
-	}
-	g.objects.Close()
+	g.closeAll()
 	if errors.Is(err, fs.ErrNotExist) {
 		// There is none, or one that was killed before it was complete.
 		return nil, g.unpinAll()
@@ -81,12 +105,16 @@ func (g *Guard) open(id uint64) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range linkNames {
-		l, err := link.LoadPinnedLink(filepath.Join(g.pin, name), nil)
+	for _, h := range hooks {
+		l, err := link.LoadPinnedLink(filepath.Join(g.pin, h.name), nil)
+		if h.toShare && errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
 		if err != nil {
 			return err
 		}
 		g.links = append(g.links, l)
+		g.share = g.share || h.toShare
 		info, err := l.Info()
 		if err != nil {
 			return err
@@ -106,40 +134,23 @@ func (g *Guard) open(id uint64) error {
 			return errOtherVersion
 		}
 	}
-	// A guard that shares ports has been told of some.
-	var ns uint64
-	switch err := g.objects.Ports.NextKey(nil, &ns); {
-	case err == nil:
-		g.share = true
-	case !errors.Is(err, ebpf.ErrKeyNotExist):
-		return err
-	}
 	g.objects.Sync, err = ebpf.LoadPinnedProgram(filepath.Join(g.pin, programsProgSync), nil)
 	return err
 }
 
-// unpinAll removes the folder. What nobody has open ends with that.
+// unpinAll leaves the folder empty. What nobody has open ends with that.
 func (g *Guard) unpinAll() error {
-	for _, name := range linkNames {
-		if err := remove(filepath.Join(g.pin, name)); err != nil {
-			return err
-		}
-	}
+	names := []string{programsProgSync}
 	for name := range g.maps() {
-		if err := remove(filepath.Join(g.pin, name)); err != nil {
+		names = append(names, name)
+	}
+	for _, h := range hooks {
+		names = append(names, h.name)
+	}
+	for _, name := range names {
+		if err := os.Remove(filepath.Join(g.pin, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
-	}
-	if err := remove(filepath.Join(g.pin, programsProgSync)); err != nil {
-		return err
-	}
-	return remove(g.pin)
-}
-
-// remove is for what may be gone already.
-func remove(path string) error {
-	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
-		return err
 	}
 	return nil
 }

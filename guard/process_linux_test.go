@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -209,6 +210,46 @@ func TestAGuardThatWasKilledInAttach(t *testing.T) {
 	open(t, v6).bind("[::1]:5000").mustFail("[::1]:7", unix.EADDRINUSE)
 	if got := mustStats(t, g); got.Allowed != 1 || got.Denied != 1 {
 		t.Errorf("%+v", got)
+	}
+}
+
+// Of several at the same time, one attaches, and the others take that over.
+func TestAttachesAtTheSameTimeMakeOneGuard(t *testing.T) {
+	pin := filepath.Join(bpffs(t), "guard")
+	for range 20 {
+		var all sync.WaitGroup
+		guards := make([]*Guard, 4)
+		for i := range guards {
+			all.Go(func() {
+				var err error
+				if guards[i], err = Attach(group, Options{Pin: pin, Share: true}); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if t.Failed() {
+			return
+		}
+		s := open(t, v4).bind("127.0.0.1:5000").mustConnect("127.0.0.9:7")
+		for _, g := range guards {
+			if got := mustStats(t, g); got.Allowed != 1 || !g.share {
+				t.Errorf("allowed %d, shares: %v; of all guards that there are, want 1, true", got.Allowed, g.share)
+			}
+			mustMatch(t, g)
+		}
+		s.close()
+		for _, g := range guards {
+			all.Go(func() {
+				if err := g.Close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		all.Wait()
+		if _, err := os.Stat(pin); !os.IsNotExist(err) {
+			t.Errorf("%s is there after Close: %v", pin, err)
+		}
 	}
 }
 

@@ -40,10 +40,10 @@ type programsDoubt struct {
 
 type programsHolder struct {
 	_          structs.HostLayout
-	Lock       uint32
+	Owner      uint64
 	Closed     uint32
 	Connects   uint32
-	Unreserved uint32
+	Unreserved uint64
 	Claims     [4]struct {
 		_     structs.HostLayout
 		Tuple programsTuple
@@ -75,6 +75,7 @@ type programsTuple struct {
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
+	programsMapClosing    = "closing"
 	programsMapCounters   = "counters"
 	programsMapDenials    = "denials"
 	programsMapGroups     = "groups"
@@ -150,6 +151,7 @@ type programsProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type programsMapSpecs struct {
+	Closing  *ebpf.MapSpec `ebpf:"closing"`
 	Counters *ebpf.MapSpec `ebpf:"counters"`
 	Denials  *ebpf.MapSpec `ebpf:"denials"`
 	Groups   *ebpf.MapSpec `ebpf:"groups"`
@@ -191,6 +193,7 @@ func (o *programsObjects) Close() error {
 //
 // It can be passed to loadProgramsObjects or ebpf.CollectionSpec.LoadAndAssign.
 type programsMaps struct {
+	Closing  *ebpf.Map `ebpf:"closing"`
 	Counters *ebpf.Map `ebpf:"counters"`
 	Denials  *ebpf.Map `ebpf:"denials"`
 	Groups   *ebpf.Map `ebpf:"groups"`
@@ -202,6 +205,7 @@ type programsMaps struct {
 
 func (m *programsMaps) Close() error {
 	return _ProgramsClose(
+		m.Closing,
 		m.Counters,
 		m.Denials,
 		m.Groups,

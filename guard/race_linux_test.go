@@ -137,25 +137,30 @@ func TestThreadsThatConnectOneSocket(t *testing.T) {
 // reservation behind.
 func TestSocketsThatComeAndGoDuringAttach(t *testing.T) {
 	needCgroup(t)
-	var (
-		stop    atomic.Bool
-		workers sync.WaitGroup
-	)
-	for range 2 {
-		workers.Go(func() {
-			for n := 0; !stop.Load(); n++ {
-				fd, err := connectShared(fmt.Sprintf("127.0.0.1:%d", 5000+n%64), "127.0.0.9:7")
-				if err != nil && err != unix.EADDRINUSE {
-					t.Error(err)
+	for range 10 {
+		var (
+			stop    atomic.Bool
+			workers sync.WaitGroup
+		)
+		for range 4 {
+			workers.Go(func() {
+				for n := 0; !stop.Load(); n++ {
+					fd, err := connectShared(fmt.Sprintf("127.0.0.1:%d", 5000+n%64), "127.0.0.9:7")
+					if err != nil && err != unix.EADDRINUSE {
+						t.Error(err)
+					}
+					unix.Close(fd)
 				}
-				unix.Close(fd)
-			}
-		})
+			})
+		}
+		g := attach(t, Options{})
+		stop.Store(true)
+		workers.Wait()
+		mustMatch(t, g)
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
 	}
-	g := attach(t, Options{})
-	stop.Store(true)
-	workers.Wait()
-	mustMatch(t, g)
 }
 
 // A thread whose connect has come to nothing may still be in the middle of it, for

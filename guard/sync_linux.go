@@ -21,7 +21,9 @@ import (
 // still be in the middle of a connect, it leaves them.
 //
 // It also tells the guard what the ephemeral port range is now. A process that
-// keeps a guard calls it every second or so.
+// keeps a guard calls it every second or so, or less often if there are so many
+// sockets that this is a burden: it goes through all UDP sockets of the namespace,
+// at a microsecond each.
 func (g *Guard) Sync() error {
 	if err := g.setPorts(); err != nil {
 		return err

@@ -24,7 +24,7 @@ func build(ctx context.Context, module, stage string, kernels []string) error {
 		return err
 	}
 	for _, b := range binaries(kernels) {
-		err := goBuild(ctx, module, b.cgo, b.arch, "test", "-c", "-ldflags=-s -w", "-o", filepath.Join(stage, b.file()), "./"+b.pkg)
+		err := goBuild(ctx, filepath.Join(module, b.pkg), b.cgo, b.arch, "test", "-c", "-ldflags=-s -w", "-o", filepath.Join(stage, b.file()), ".")
 		if err != nil {
 			return err
 		}

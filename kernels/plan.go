@@ -15,7 +15,7 @@ import (
 // A binary is a test binary that is built and put into the machines.
 type binary struct {
 	name string // of the file, and in the table
-	pkg  string // relative to the library
+	pkg  string // relative to the library; may be that of a nested module
 	arch string // GOARCH
 	cgo  bool
 	data []string // what the tests read, relative to the package
@@ -32,6 +32,7 @@ var packages = []binary{
 	{name: "internal/techniques", pkg: "internal/techniques"},
 	{name: "internal/terminal", pkg: "internal/terminal"},
 	{name: "model", pkg: "model"},
+	{name: "guard", pkg: "guard"},
 }
 
 // Names of packages that the variants run.
@@ -39,6 +40,7 @@ var (
 	every = []string{"connectx", "lookup", "portpick", "internal/inuse", "internal/holders", "internal/techniques", "internal/terminal", "model"}
 	dials = []string{"connectx"}
 	both  = []string{"connectx", "lookup"}
+	guard = []string{"guard"}
 )
 
 // A variant is a way to run some of the packages.
@@ -57,7 +59,7 @@ type variant struct {
 const nobody = 65534
 
 var variants = []variant{
-	{packages: every},
+	{packages: slices.Concat(every, guard)},
 	{name: "unprivileged user", packages: both, job: job.Job{UID: nobody},
 		tests: "TestEvery|TestPicked|TestSourceAddrs|TestPortRange|TestTechniques|TestUDPWhen|TestWithout|TestLook|TestSource"},
 	{name: "IP_LOCAL_PORT_RANGE refused", packages: dials, job: job.Job{Refuse: []uint32{unix.IP_LOCAL_PORT_RANGE}}, running: true},

@@ -26,6 +26,7 @@ var subcommands = []subcommand{
 	{"demo", "count the connections that net.Dialer and connectx.Dialer can hold", demo},
 	{"ports", "show who uses the ephemeral ports, and what fails for want of them", ports},
 	{"dial", "do what nc does, from a port that other connections may have as well", dial},
+	{"guard", "keep UDP sockets of other programs off each other's 4-tuples (connectx-guard; root)", guard},
 }
 
 func main() {

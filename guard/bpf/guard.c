@@ -63,12 +63,14 @@ enum { UNUSED, AWAY, THERE, WAITING };
 // What a socket holds: the 4-tuple where it is, and those where a connect may be
 // about to place it.
 struct holder {
-	// The kernel runs the hooks of a socket one at a time, but not released,
-	// nor sync before Linux 6.5.
-	__u32 lock;
+	// The socket's cookie, shifted by one, and in the lowest bit whether it is
+	// locked: the kernel runs the hooks of a socket one at a time, but not
+	// released, nor sync before Linux 6.5. 0 is nobody: sync may come late, and
+	// the memory be another holder by then.
+	__u64 owner;
 	__u32 closed;
 	__u32 connects;
-	__u32 unreserved; // it is connected without a reservation, and counted
+	__u64 unreserved; // it is connected without a reservation, and counted
 	struct claim claims[CLAIMS];
 };
 
@@ -88,12 +90,22 @@ struct {
 	__type(value, __u64);
 } reserved SEC(".maps");
 
+// By cookie. Storage of the socket itself takes five times as long.
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 1);
+	__type(key, __u64);
+	__type(value, struct holder);
+} holders SEC(".maps");
+
+// Sockets that were closed while sync was to find those that were there before.
 struct {
 	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, int);
-	__type(value, struct holder);
-} holders SEC(".maps");
+	__type(value, __u32);
+} closing SEC(".maps");
 
 // Connects (claim.by) that are over, as the loader has found out, by cookie.
 struct {
@@ -327,19 +339,31 @@ __noinline int settle(struct holder *h, const struct tuple *now, __u64 cookie)
 	return 0;
 }
 
-__noinline bool lock(struct holder *h)
+static const struct holder nobody;
+
+// find_or_make returns what a socket holds. Most connect once, and have nothing yet.
+static __always_inline struct holder *find_or_make(__u64 cookie)
+{
+	bpf_map_update_elem(&holders, &cookie, &nobody, BPF_NOEXIST);
+	struct holder *h = bpf_map_lookup_elem(&holders, &cookie);
+	if (h && !h->owner)
+		__sync_val_compare_and_swap(&h->owner, 0, cookie << 1);
+	return h;
+}
+
+__noinline bool lock(struct holder *h, __u64 cookie)
 {
 	if (!h)
 		return false;
 	for (int i = 0; i < 100; i++)
-		if (!__sync_val_compare_and_swap(&h->lock, 0, 1))
+		if (__sync_val_compare_and_swap(&h->owner, cookie << 1, cookie << 1 | 1) == cookie << 1)
 			return true;
 	return false; // whoever has it has lost the processor
 }
 
-static __always_inline void unlock(struct holder *h)
+static __always_inline void unlock(struct holder *h, __u64 cookie)
 {
-	__sync_val_compare_and_swap(&h->lock, 1, 0);
+	__sync_val_compare_and_swap(&h->owner, cookie << 1 | 1, cookie << 1);
 }
 
 // next_connect is what claims of this connect have in by.
@@ -414,11 +438,10 @@ static __always_inline int full(const struct tuple *t)
 // it again to connect. In between another thread may come here with the same
 // socket. So what this thread has claimed before and not got is given up, since
 // the thread is here and not there; what another one has claimed is kept.
-static __always_inline int take(struct bpf_sock_addr *ctx, struct holder *h, const struct tuple *now,
-				const struct tuple *t)
+static __always_inline int take(struct bpf_sock_addr *ctx, struct holder *h, __u64 cookie,
+				const struct tuple *now, const struct tuple *t)
 {
 	__u64 by = next_connect(h);
-	__u64 cookie = bpf_get_socket_cookie(ctx);
 	struct claim *c;
 	int err;
 
@@ -511,13 +534,14 @@ static long try(__u32 i, struct search *s)
 
 // share_port gives a socket that has no port one that it shares, from which the
 // 4-tuple is free. It returns whether there was one.
-static __always_inline bool share_port(struct bpf_sock_addr *ctx, const struct tuple *t, struct holder *h)
+static __always_inline bool share_port(struct bpf_sock_addr *ctx, const struct tuple *t, struct holder *h,
+				       __u64 cookie)
 {
 	struct search s = {
 		.ctx = ctx,
 		.ports = bpf_map_lookup_elem(&ports, &t->netns),
 		.tuple = *t,
-		.cookie = bpf_get_socket_cookie(ctx),
+		.cookie = cookie,
 		.start = bpf_get_prandom_u32(),
 		.family = ctx->sk->family,
 		.err = -EEXIST,
@@ -589,13 +613,13 @@ static __always_inline int share_bound(struct bpf_sock_addr *ctx, const __u32 so
 	s.tuple.source[3] = source[3];
 	if (ipv4)
 		set4(s.tuple.peer, 0);
-	h = bpf_sk_storage_get(&holders, ctx->sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!h || !lock(h))
+	h = find_or_make(s.cookie);
+	if (!h || !lock(h, s.cookie))
 		return 1;
 	s.claim = choose(h, &s.tuple);
 	if (s.claim && !s.claim->held)
 		bpf_loop(s.ports->count, try_waiting, &s, 0);
-	unlock(h);
+	unlock(h, s.cookie);
 	if (!s.err && !bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)))
 		ctx->user_port = bpf_htons(s.tuple.port);
 	return 1;
@@ -621,6 +645,7 @@ static __always_inline int guard(struct bpf_sock_addr *ctx, const __u32 peer[4],
 	struct bpf_sock *sk = ctx->sk;
 	struct tuple now = {}, t;
 	struct holder *h;
+	__u64 cookie;
 	int err, off = 0;
 
 	if (!sk || ctx->type != SOCK_DGRAM || ctx->protocol != IPPROTO_UDP)
@@ -635,11 +660,12 @@ static __always_inline int guard(struct bpf_sock_addr *ctx, const __u32 peer[4],
 	normalize(t.peer);
 	if (is_zero(t.peer))
 		this_host(&t, ipv4);
+	cookie = bpf_get_socket_cookie(ctx);
 	if (!t.port && share) {
-		h = bpf_sk_storage_get(&holders, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-		if (h && lock(h)) {
-			bool found = share_port(ctx, &t, h);
-			unlock(h);
+		h = find_or_make(cookie);
+		if (h && lock(h, cookie)) {
+			bool found = share_port(ctx, &t, h, cookie);
+			unlock(h, cookie);
 			if (found) {
 				count(ALLOWED);
 				return 1;
@@ -656,13 +682,15 @@ static __always_inline int guard(struct bpf_sock_addr *ctx, const __u32 peer[4],
 		count(ALLOWED);
 		return 1;
 	}
-	h = bpf_sk_storage_get(&holders, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (!h)
-		return full(&t);
-	if (!lock(h))
+	h = find_or_make(cookie);
+	if (!h) // what others have can still be seen
+		return bpf_map_lookup_elem(&reserved, &t) || collides_unknown(&t, cookie) || collides_unreserved(ctx, &t) ?
+			       deny(&t, EADDRINUSE) :
+			       full(&t);
+	if (!lock(h, cookie))
 		return deny(&t, EALREADY);
-	err = take(ctx, h, &now, &t);
-	unlock(h);
+	err = take(ctx, h, cookie, &now, &t);
+	unlock(h, cookie);
 	switch (err) {
 	case 0:
 		count(ALLOWED);
@@ -691,17 +719,17 @@ int connect6(struct bpf_sock_addr *ctx)
 	return guard(ctx, peer, is_mapped(peer));
 }
 
-// close gives up all claims; if sync has the lock, that is the first thing that
-// it does without.
-static __always_inline void close(struct holder *h)
+// give_up ends what a socket holds; if somebody else has it locked, that is the
+// first thing that he does after it.
+static __always_inline void give_up(struct holder *h, __u64 cookie)
 {
-	__sync_fetch_and_or(&h->closed, 1);
-	if (!lock(h))
+	if (!lock(h, cookie))
 		return;
 	for (int i = 0; i < CLAIMS; i++)
 		if (h->claims[i].held)
 			drop(&h->claims[i]);
-	unlock(h);
+	h->owner = 0;
+	bpf_map_delete_elem(&holders, &cookie);
 }
 
 // released runs at the last close of a socket, however its process ends: nobody
@@ -711,10 +739,17 @@ int released(struct bpf_sock *ctx)
 {
 	if (ctx->type != SOCK_DGRAM || ctx->protocol != IPPROTO_UDP)
 		return 1;
-	struct holder *h = bpf_sk_storage_get(&holders, ctx, 0, adopting ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	if (adopting) {
+		__u32 *c = bpf_sk_storage_get(&closing, ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
+		if (c)
+			__sync_fetch_and_or(c, 1); // is seen by sync, if its holder is not seen here
+	}
+	__u64 cookie = bpf_get_socket_cookie(ctx);
+	struct holder *h = bpf_map_lookup_elem(&holders, &cookie);
 	if (!h)
 		return 1;
-	close(h);
+	__sync_fetch_and_or(&h->closed, 1);
+	give_up(h, cookie);
 	return 1;
 }
 
@@ -777,14 +812,16 @@ int sync(struct bpf_iter__udp *ctx)
 	struct holder *h;
 	struct doubt d = {};
 	struct claim *c;
+	bool adopt;
 
 	if (!sk || sk->sk_protocol != IPPROTO_UDP || !in_cgroup(sk))
 		return 0;
 	place_of(sk, &now);
-	h = bpf_sk_storage_get(&holders, sk, 0, adopting && now.peer_port != NOWHERE && shares(sk) ? BPF_SK_STORAGE_GET_F_CREATE : 0);
-	if (!h || !lock(h))
-		return 0;
 	d.cookie = bpf_get_socket_cookie(sk);
+	adopt = adopting && now.peer_port != NOWHERE && shares(sk);
+	h = adopt ? find_or_make(d.cookie) : bpf_map_lookup_elem(&holders, &d.cookie);
+	if (!h || !lock(h, d.cookie))
+		return 0;
 	for (int i = 0; i < CLAIMS; i++) {
 		c = &h->claims[i];
 		d.by = c->by;
@@ -799,8 +836,8 @@ int sync(struct bpf_iter__udp *ctx)
 		if (c->held && d.by && d.by != MANY)
 			bpf_seq_write(ctx->meta->seq, &d, sizeof(d));
 	}
-	unlock(h);
-	if (__sync_fetch_and_or(&h->closed, 0))
-		close(h);
+	unlock(h, d.cookie);
+	if (__sync_fetch_and_or(&h->closed, 0) || (adopt && bpf_sk_storage_get(&closing, sk, 0, 0)))
+		give_up(h, d.cookie);
 	return 0;
 }

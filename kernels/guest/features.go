@@ -35,7 +35,7 @@ func features() []job.Feature {
 	for _, name := range []string{"kernel/unprivileged_userns_clone", "user/max_user_namespaces", "net/ipv4/tcp_fastopen"} {
 		f = append(f, job.Feature{Name: strings.ReplaceAll(name, "/", "."), Value: sysctl(name)})
 	}
-	return f
+	return append(f, bpf()...)
 }
 
 func release() string {

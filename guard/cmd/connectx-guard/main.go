@@ -78,8 +78,7 @@ func watch(ctx context.Context, cgroup string, o guard.Options, print func(guard
 		return err
 	}
 	defer func() { err = errors.Join(err, g.Close()) }()
-	second := time.NewTicker(time.Second)
-	defer second.Stop()
+	var sync time.Duration
 	for {
 		s, err := g.Stats()
 		if err != nil {
@@ -91,13 +90,19 @@ func watch(ctx context.Context, cgroup string, o guard.Options, print func(guard
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-second.C:
+		case <-time.After(max(time.Second, sync*share)):
 		}
+		before := time.Now()
 		if err := g.Sync(); err != nil {
 			return err
 		}
+		sync = time.Since(before)
 	}
 }
+
+// share is the part of the time, 1/share, that may go into Sync, which goes through
+// all UDP sockets.
+const share = 20
 
 // printer prints counters that have changed.
 func printer(w io.Writer, asJSON bool) func(guard.Stats) error {
