@@ -126,7 +126,8 @@ guard-bench: ## Compare UDP connects under a guard with those without: medians o
 	done; echo >&2
 	@uname -srm; grep -m1 '^cpu:' bin/guard.txt; echo 'connect, medians: deny : none, share : none'
 	@$(TOOL) benchstat -format csv -filter .unit:ns/op -col /guard bin/guard.txt 2>/dev/null | \
-		awk -F, '/^Connect/ { sub(/-[0-9]+$$/, "", $$1); printf "%-40s %.2f %.2f\n", $$1, $$4 / $$2, $$8 / $$2 }'
+		awk -F, '/^Connect/ { sub(/-[0-9]+$$/, "", $$1); printf "%-40s %.2f %.2f\n", $$1, $$4 / $$2, $$8 / $$2; deny[$$1] = $$4 } \
+			END { printf "under deny, connectx.Dialer : a dialer without its lock and lookup: %.2f\n", deny["Connect/connectx.Dialer"] / deny["Connect/net.Dialer+SO_REUSEADDR"] }'
 
 faults: bin/connectx.test ## Make each system call of a dial fail in each way, and print what follows (half a minute)
 	CONNECTX_FAULTS=bin/faults.txt bin/connectx.test -test.run '^TestFaults' -test.v

