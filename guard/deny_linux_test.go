@@ -313,6 +313,11 @@ func TestAFullMap(t *testing.T) {
 		// The kernel knows of it, though.
 		open(t, v4).bind("127.0.0.1:5000").mustFail("127.0.0.9:8", unix.EADDRINUSE)
 	})
+	t.Run("does not take a socket for another one", func(t *testing.T) {
+		attach(t, Options{Max: 1})
+		open(t, v4).bind("127.0.0.1:5000").mustConnect("127.0.0.9:7")
+		open(t, v4).bind("127.0.0.1:5001").mustConnect("127.0.0.9:7").mustConnect("127.0.0.9:7")
+	})
 	t.Run("denies them if told so", func(t *testing.T) {
 		g := attach(t, Options{Max: 1, DenyWhenFull: true})
 		first := open(t, v4).bind("127.0.0.1:5000").mustConnect("127.0.0.9:7")

@@ -6,6 +6,7 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"os"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -14,14 +15,15 @@ import (
 
 // Options are for Attach. The zero value is good for most machines.
 type Options struct {
-	// Max is the number of sockets that can be connected, or be connecting, at
-	// a time. Zero means 262,144. Each takes some 460 bytes of the kernel's
-	// memory, and the room for one takes 80.
+	// Max is the number of sockets that there can be at a time that have
+	// connected, or tried to. Zero means 262,144. Each takes some 640 bytes of
+	// the kernel's memory, and the room for one takes 80.
 	Max int
 
 	// DenyWhenFull says that a connect fails with ENOBUFS where there are Max
-	// already. If false it is let through, with no more protection than
-	// without a guard, and counted in Stats.FailedOpen.
+	// already. If false it is let through, and counted in Stats.FailedOpen,
+	// unless another socket is seen on the 4-tuple: two that connect at the
+	// same time do not see each other then.
 	DenyWhenFull bool
 
 	// Share gives a socket that connects and has no port yet a port of the
@@ -73,7 +75,7 @@ func Attach(cgroup string, o Options) (*Guard, error) {
 	if g.pin != "" {
 		folder, err := lockFolder(g.pin)
 		if err != nil {
-			return nil, fmt.Errorf("guard: %w", err)
+			return nil, explain(err)
 		}
 		defer folder.Close()
 		if g, err := takeOver(g.pin, id); g != nil || err != nil {
@@ -81,24 +83,36 @@ func Attach(cgroup string, o Options) (*Guard, error) {
 		}
 	}
 	if err := g.attach(cgroup, id, o); err != nil {
-		return nil, errors.Join(explain(err), g.end())
+		errs := []error{explain(err)}
+		if g.pin != "" {
+			errs = append(errs, unpinAll(g.pin))
+		}
+		return nil, errors.Join(append(errs, g.closeAll())...)
 	}
 	return g, nil
 }
 
-// hooks are where the programs are attached, in this order: nothing is reserved
-// before there is something to take it back.
-var hooks = []struct {
+// A hook is where a program is attached.
+type hook struct {
 	name    string // of the pin
 	to      ebpf.AttachType
 	program func(*programsObjects) *ebpf.Program
 	toShare bool // of use only to share ports
-}{
+}
+
+// hooks are attached, and pinned, in this order: nothing is reserved before there
+// is something to take it back.
+var hooks = []hook{
 	{"sock_release", ebpf.AttachCgroupInetSockRelease, func(o *programsObjects) *ebpf.Program { return o.Released }, false},
-	{"connect4", ebpf.AttachCGroupInet4Connect, func(o *programsObjects) *ebpf.Program { return o.Connect4 }, false},
-	{"connect6", ebpf.AttachCGroupInet6Connect, func(o *programsObjects) *ebpf.Program { return o.Connect6 }, false},
 	{"bind4", ebpf.AttachCGroupInet4Bind, func(o *programsObjects) *ebpf.Program { return o.Bind4 }, true},
 	{"bind6", ebpf.AttachCGroupInet6Bind, func(o *programsObjects) *ebpf.Program { return o.Bind6 }, true},
+	{"connect4", ebpf.AttachCGroupInet4Connect, func(o *programsObjects) *ebpf.Program { return o.Connect4 }, false},
+	{"connect6", ebpf.AttachCGroupInet6Connect, func(o *programsObjects) *ebpf.Program { return o.Connect6 }, false},
+}
+
+// hooks are those that the guard makes use of.
+func (g *Guard) hooks() []hook {
+	return slices.DeleteFunc(slices.Clone(hooks), func(h hook) bool { return h.toShare && !g.share })
 }
 
 func (g *Guard) attach(cgroup string, id uint64, o Options) error {
@@ -108,10 +122,7 @@ func (g *Guard) attach(cgroup string, id uint64, o Options) error {
 	if err := g.setPorts(); err != nil {
 		return err
 	}
-	for _, h := range hooks {
-		if h.toShare && !o.Share {
-			continue
-		}
+	for _, h := range g.hooks() {
 		l, err := link.AttachCgroup(link.CgroupOptions{Path: cgroup, Attach: h.to, Program: h.program(&g.objects)})
 		if err != nil {
 			return fmt.Errorf("attach to %s of %s: %w", h.to, cgroup, err)
@@ -162,26 +173,11 @@ func (g *Guard) load(id uint64, o Options) error {
 	return spec.LoadAndAssign(&g.objects, nil)
 }
 
-// Close ends the guard, pinned or not. If another Guard has taken it over, it ends
-// with the last of them. Connections stay as they are.
+// Close ends the guard, pinned or not. If another Guard has taken it over, that goes
+// on, but is no longer pinned. Connections stay as they are.
 func (g *Guard) Close() error {
-	if g.pin != "" {
-		folder, err := lockFolder(g.pin)
-		if err != nil {
-			return errors.Join(fmt.Errorf("guard: %w", err), g.closeAll())
-		}
-		defer folder.Close()
-	}
-	return g.end()
-}
-
-// end closes a guard whose folder is locked, if it has one.
-func (g *Guard) end() error {
-	var errs []error
-	if g.pin != "" {
-		errs = append(errs, g.unpinAll(), os.Remove(g.pin))
-	}
-	return errors.Join(append(errs, g.closeAll())...)
+	err := g.unpin()
+	return errors.Join(err, g.closeAll())
 }
 
 func (g *Guard) closeAll() error {

@@ -2,8 +2,10 @@ package guard
 
 import (
 	"bufio"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -253,6 +255,93 @@ func TestAttachesAtTheSameTimeMakeOneGuard(t *testing.T) {
 	}
 }
 
+func TestAPinThatIsNoBPFFileSystemIsLeftAlone(t *testing.T) {
+	needCgroup(t)
+	pin := t.TempDir()
+	file := filepath.Join(pin, programsMapPorts)
+	if err := os.WriteFile(file, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	nowhere := filepath.Join(pin, "link")
+	if err := os.Symlink("none", nowhere); err != nil {
+		t.Fatal(err)
+	}
+	for path, want := range map[string]error{
+		pin:                          errNotBPF,
+		nowhere:                      fs.ErrNotExist,
+		file:                         errNotBPF,
+		filepath.Join(file, "guard"): unix.ENOTDIR,
+		filepath.Join(pin, "guard"):  errNotBPF,
+	} {
+		if g, err := Attach(group, Options{Pin: path}); err == nil {
+			g.Close()
+			t.Errorf("%s: no error", path)
+		} else if !errors.Is(err, want) {
+			t.Errorf("%s: %v, want %v", path, err, want)
+		}
+	}
+	left, err := os.ReadDir(pin)
+	if err != nil || len(left) != 2 {
+		t.Errorf("left in the folder: %v, %v; want the file and the link", left, err)
+	}
+}
+
+func TestAMountPointAsPin(t *testing.T) {
+	pin := bpffs(t)
+	if err := attach(t, Options{Pin: pin}).Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(pin, hooks[0].name)); !os.IsNotExist(err) {
+		t.Errorf("a program is pinned after Close: %v", err)
+	}
+}
+
+// It has been taken over, and the first one was closed: the pins are not its own.
+func TestCloseLeavesThePinsOfALaterGuard(t *testing.T) {
+	pin := filepath.Join(bpffs(t), "guard")
+	first := attach(t, Options{Pin: pin})
+	taken := attach(t, Options{Pin: pin})
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	start(t, roleCommand(t, "attach", group, pin))()
+	for _, g := range []*Guard{first, taken} {
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	open(t, v4).bind("127.0.0.1:5000").mustConnect("127.0.0.9:7")
+	open(t, v4).bind("127.0.0.1:5000").mustFail("127.0.0.9:7", unix.EADDRINUSE)
+	mustMatch(t, attach(t, Options{Pin: pin}))
+}
+
+// As when a service is stopped, and started again.
+func TestACgroupThatIsRemoved(t *testing.T) {
+	pin := filepath.Join(bpffs(t), "guard")
+	cgroup := filepath.Join(group, "service")
+	for range 2 {
+		if err := os.Mkdir(cgroup, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		g, err := Attach(cgroup, Options{Pin: pin})
+		if err != nil {
+			t.Fatal(err)
+		}
+		mustSync(t, g)
+		if err := os.Remove(cgroup); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "Sync has noticed", func() bool { return errors.Is(g.Sync(), ErrCgroupRemoved) })
+		// The pins stay, as if it had been killed.
+		if err := g.closeAll(); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Sync(); !errors.Is(err, os.ErrClosed) {
+			t.Errorf("Sync after the end: %v, want %v", err, os.ErrClosed)
+		}
+	}
+}
+
 func TestAttachSaysWhatIsMissing(t *testing.T) {
 	needCgroup(t)
 	for _, test := range []struct {
@@ -263,7 +352,7 @@ func TestAttachSaysWhatIsMissing(t *testing.T) {
 	}{
 		{"that there is no such cgroup", group + "/none", Options{}, "no such file or directory"},
 		{"that it is no cgroup v2", "/", Options{}, ErrNotCgroup2.Error()},
-		{"that it is no BPF file system", group, Options{Pin: filepath.Join(t.TempDir(), "guard")}, "has to be a folder of a BPF file system"},
+		{"that it is no BPF file system", group, Options{Pin: filepath.Join(t.TempDir(), "guard")}, errNotBPF.Error()},
 		{"that Max is too large", group, Options{Max: 1 << 30}, "option Max is 1073741824, not between"},
 	} {
 		t.Run(test.name, func(t *testing.T) {

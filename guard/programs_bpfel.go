@@ -41,9 +41,8 @@ type programsDoubt struct {
 type programsHolder struct {
 	_          structs.HostLayout
 	Owner      uint64
-	Closed     uint32
 	Connects   uint32
-	Unreserved uint64
+	Unreserved uint32
 	Claims     [4]struct {
 		_     structs.HostLayout
 		Tuple programsTuple

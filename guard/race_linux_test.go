@@ -241,17 +241,9 @@ func TestAThreadThatRunsMayBeConnecting(t *testing.T) {
 			}()
 			id := uint32(<-thread)
 			// It may still be on its way to where it stays, or ends.
-			eventually := func(want bool, what string) {
-				for deadline := time.Now().Add(patience); isOver(id) != want; {
-					if time.Now().After(deadline) {
-						t.Errorf("%s: over: %v, want %v", what, !want, want)
-						return
-					}
-				}
-			}
-			eventually(test.want, test.name)
+			eventually(t, fmt.Sprintf("%s is over: %v", test.name, test.want), func() bool { return isOver(id) == test.want })
 			test.stop()
-			eventually(true, "one that has ended")
+			eventually(t, "one that has ended is over", func() bool { return isOver(id) })
 		})
 	}
 }

@@ -161,6 +161,16 @@ func addrPort(ip []byte, port uint16) netip.AddrPort {
 // patience is for what comes in a moment, on however busy a machine.
 const patience = 30 * time.Second
 
+// eventually waits until something is so.
+func eventually(t testing.TB, what string, is func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !is(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("not in %v: %s", patience, what)
+		}
+	}
+}
+
 // mustMatch has the reservations be the connected sockets, except those with a
 // cookie in aside. What a running thread is in doubt about may take a moment.
 func mustMatch(t testing.TB, g *Guard, aside ...uint64) {

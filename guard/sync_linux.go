@@ -24,7 +24,18 @@ import (
 // keeps a guard calls it every second or so, or less often if there are so many
 // sockets that this is a burden: it goes through all UDP sockets of the namespace,
 // at a microsecond each.
+//
+// If the cgroup has been removed, the error is ErrCgroupRemoved: the guard has ended.
 func (g *Guard) Sync() error {
+	if len(g.links) == 0 {
+		return fmt.Errorf("guard: %w", os.ErrClosed)
+	}
+	switch attached, err := cgroupOf(g.links[0]); {
+	case err != nil:
+		return fmt.Errorf("ask what the guard is attached to: %w", err)
+	case attached == 0:
+		return ErrCgroupRemoved
+	}
 	if err := g.setPorts(); err != nil {
 		return err
 	}
@@ -75,6 +86,8 @@ func (g *Guard) pass() ([]programsDoubt, error) {
 		switch err := binary.Read(r, binary.NativeEndian, &d); {
 		case errors.Is(err, io.EOF):
 			return doubts, nil
+		case errors.Is(err, unix.EAGAIN): // after a million sockets without any
+			continue
 		case err != nil:
 			return nil, fmt.Errorf("run the iterator over UDP sockets: %w", err)
 		}

@@ -88,8 +88,7 @@ __noinline bool has_members(const struct tuple *t)
 		__u64 *w = word(h + i);
 		if (!w)
 			continue;
-		// Reading the first one by an addition orders all of them after
-		// what was done before, on all processors.
+		// Reading the first one by an addition is a full barrier.
 		__u64 v = i ? *(volatile __u64 *)w : __sync_fetch_and_add(w, 0);
 		if ((v & ~NUMBER) == tag && (v & NUMBER))
 			return true;

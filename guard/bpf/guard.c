@@ -63,14 +63,13 @@ enum { UNUSED, AWAY, THERE, WAITING };
 // What a socket holds: the 4-tuple where it is, and those where a connect may be
 // about to place it.
 struct holder {
-	// The socket's cookie, shifted by one, and in the lowest bit whether it is
-	// locked: the kernel runs the hooks of a socket one at a time, but not
-	// released, nor sync before Linux 6.5. 0 is nobody: sync may come late, and
-	// the memory be another holder by then.
+	// The socket's cookie, shifted, with LOCKED and CLOSED. The kernel runs the
+	// hooks of a socket one at a time, but not released, nor sync before Linux
+	// 6.5. Both may come late, when the memory is another socket's: nothing is
+	// written without the lock, nor is there one of another owner, or of 0.
 	__u64 owner;
-	__u32 closed;
 	__u32 connects;
-	__u64 unreserved; // it is connected without a reservation, and counted
+	__u32 unreserved; // it is connected without a reservation, and counted
 	struct claim claims[CLAIMS];
 };
 
@@ -210,8 +209,8 @@ __noinline int reserve(struct claim *c, const struct tuple *t, __u64 cookie, __u
 // Of two sockets that come at the same time, one of either kind, at least one
 // sees the other. The one has first joined its group and then looks for the
 // other's reservation; the other has first made the reservation and then looks
-// into the group. Both touch the same word with an atomic addition, and that of
-// the two that comes second sees what was done before the first.
+// into the group. Between the two each of them does something atomic that returns
+// a value, which is a full barrier: so they cannot both come too early.
 __noinline bool collides_unknown(const struct tuple *t, __u64 cookie)
 {
 	if (!t)
@@ -259,10 +258,11 @@ static __always_inline int receiver(struct bpf_sock_addr *ctx, const struct tupl
 
 // collides_unreserved is about connected sockets that have no reservation: they
 // are in another cgroup, have connected before the guard came, or did when a map
-// was full.
-static __always_inline bool collides_unreserved(struct bpf_sock_addr *ctx, const struct tuple *t)
+// was full. The socket that is connecting, and is at now, may be one itself.
+static __always_inline bool collides_unreserved(struct bpf_sock_addr *ctx, const struct tuple *now,
+						const struct tuple *t)
 {
-	return !is_zero(t->source) && receiver(ctx, t) == CONNECTED;
+	return !is_zero(t->source) && !same(now, t) && receiver(ctx, t) == CONNECTED;
 }
 
 // NOWHERE is the peer's port of a socket that is not connected.
@@ -341,13 +341,17 @@ __noinline int settle(struct holder *h, const struct tuple *now, __u64 cookie)
 
 static const struct holder nobody;
 
+#define LOCKED 1
+#define CLOSED 2
+#define OWNER(cookie) ((cookie) << 2)
+
 // find_or_make returns what a socket holds. Most connect once, and have nothing yet.
 static __always_inline struct holder *find_or_make(__u64 cookie)
 {
-	bpf_map_update_elem(&holders, &cookie, &nobody, BPF_NOEXIST);
+	bool made = !bpf_map_update_elem(&holders, &cookie, &nobody, BPF_NOEXIST);
 	struct holder *h = bpf_map_lookup_elem(&holders, &cookie);
-	if (h && !h->owner)
-		__sync_val_compare_and_swap(&h->owner, 0, cookie << 1);
+	if (h && made) // until it has an owner nobody deletes it
+		__sync_val_compare_and_swap(&h->owner, 0, OWNER(cookie));
 	return h;
 }
 
@@ -356,14 +360,17 @@ __noinline bool lock(struct holder *h, __u64 cookie)
 	if (!h)
 		return false;
 	for (int i = 0; i < 100; i++)
-		if (__sync_val_compare_and_swap(&h->owner, cookie << 1, cookie << 1 | 1) == cookie << 1)
+		if (__sync_val_compare_and_swap(&h->owner, OWNER(cookie), OWNER(cookie) | LOCKED) == OWNER(cookie))
 			return true;
 	return false; // whoever has it has lost the processor
 }
 
-static __always_inline void unlock(struct holder *h, __u64 cookie)
+// unlock returns false if the socket has been closed meanwhile. It stays locked, to
+// be given up.
+static __always_inline bool unlock(struct holder *h, __u64 cookie)
 {
-	__sync_val_compare_and_swap(&h->owner, cookie << 1 | 1, cookie << 1);
+	__u64 locked = OWNER(cookie) | LOCKED;
+	return __sync_val_compare_and_swap(&h->owner, locked, OWNER(cookie)) == locked;
 }
 
 // next_connect is what claims of this connect have in by.
@@ -466,7 +473,7 @@ static __always_inline int take(struct bpf_sock_addr *ctx, struct holder *h, __u
 		return 0;
 	}
 	err = reserve(c, t, cookie, by);
-	if (err != -EEXIST && (collides_unknown(t, cookie) || collides_unreserved(ctx, t))) {
+	if (err != -EEXIST && (collides_unknown(t, cookie) || collides_unreserved(ctx, now, t))) {
 		if (!err)
 			drop(c);
 		return EEXIST;
@@ -684,7 +691,7 @@ static __always_inline int guard(struct bpf_sock_addr *ctx, const __u32 peer[4],
 	}
 	h = find_or_make(cookie);
 	if (!h) // what others have can still be seen
-		return bpf_map_lookup_elem(&reserved, &t) || collides_unknown(&t, cookie) || collides_unreserved(ctx, &t) ?
+		return bpf_map_lookup_elem(&reserved, &t) || collides_unknown(&t, cookie) || collides_unreserved(ctx, &now, &t) ?
 			       deny(&t, EADDRINUSE) :
 			       full(&t);
 	if (!lock(h, cookie))
@@ -719,12 +726,9 @@ int connect6(struct bpf_sock_addr *ctx)
 	return guard(ctx, peer, is_mapped(peer));
 }
 
-// give_up ends what a socket holds; if somebody else has it locked, that is the
-// first thing that he does after it.
+// give_up ends what a socket holds. The caller has it locked.
 static __always_inline void give_up(struct holder *h, __u64 cookie)
 {
-	if (!lock(h, cookie))
-		return;
 	for (int i = 0; i < CLAIMS; i++)
 		if (h->claims[i].held)
 			drop(&h->claims[i]);
@@ -742,14 +746,23 @@ int released(struct bpf_sock *ctx)
 	if (adopting) {
 		__u32 *c = bpf_sk_storage_get(&closing, ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (c)
-			__sync_fetch_and_or(c, 1); // is seen by sync, if its holder is not seen here
+			__sync_lock_test_and_set(c, 1); // sync sees it, if its holder is not seen here
 	}
 	__u64 cookie = bpf_get_socket_cookie(ctx);
 	struct holder *h = bpf_map_lookup_elem(&holders, &cookie);
 	if (!h)
 		return 1;
-	__sync_fetch_and_or(&h->closed, 1);
-	give_up(h, cookie);
+	for (int i = 0; i < 100; i++) {
+		__u64 owner = OWNER(cookie);
+		if (__sync_val_compare_and_swap(&h->owner, owner, owner | LOCKED) == owner) {
+			give_up(h, cookie);
+			break;
+		}
+		// Or it is left to sync, which has it locked.
+		owner |= LOCKED;
+		if (__sync_val_compare_and_swap(&h->owner, owner, owner | CLOSED) == owner)
+			break;
+	}
 	return 1;
 }
 
@@ -812,32 +825,33 @@ int sync(struct bpf_iter__udp *ctx)
 	struct holder *h;
 	struct doubt d = {};
 	struct claim *c;
-	bool adopt;
+	bool adopt, closed;
 
 	if (!sk || sk->sk_protocol != IPPROTO_UDP || !in_cgroup(sk))
 		return 0;
-	place_of(sk, &now);
 	d.cookie = bpf_get_socket_cookie(sk);
-	adopt = adopting && now.peer_port != NOWHERE && shares(sk);
+	adopt = adopting && sk->__sk_common.skc_state == ESTABLISHED && shares(sk);
 	h = adopt ? find_or_make(d.cookie) : bpf_map_lookup_elem(&holders, &d.cookie);
+	if (!h && adopt)
+		count(FAILED_OPEN);
 	if (!h || !lock(h, d.cookie))
 		return 0;
+	place_of(sk, &now);
 	for (int i = 0; i < CLAIMS; i++) {
 		c = &h->claims[i];
 		d.by = c->by;
 		if (d.by && bpf_map_lookup_elem(&over, &d))
 			c->by = 0;
 	}
-	if (!h->closed)
-		settle(h, &now, d.cookie);
+	settle(h, &now, d.cookie);
 	for (int i = 0; i < CLAIMS; i++) {
 		c = &h->claims[i];
 		d.by = c->by;
 		if (c->held && d.by && d.by != MANY)
 			bpf_seq_write(ctx->meta->seq, &d, sizeof(d));
 	}
-	unlock(h, d.cookie);
-	if (__sync_fetch_and_or(&h->closed, 0) || (adopt && bpf_sk_storage_get(&closing, sk, 0, 0)))
+	closed = adopt && bpf_sk_storage_get(&closing, sk, 0, 0);
+	if (closed || !unlock(h, d.cookie))
 		give_up(h, d.cookie);
 	return 0;
 }
