@@ -13,7 +13,7 @@ DIALS ?= 500
 # How long make stress and make soak take, and each fuzzer of make fuzz.
 DURATION ?= 10m
 FUZZTIME ?= 10m
-# Of the race between programs in make guard, with a guard and without.
+# Of the races and the stress in make guard, each with a guard or without.
 RACETIME ?= 10s
 
 .PHONY: help demo test nested conformance examples quicdial measure occupancy pictures scale bench bench-dials bench-occupancy bench-strangers bench-quic stress soak mutations kernels guard guard-object guard-bench model faults fuzz lint cross
@@ -111,7 +111,8 @@ kernels: ## Run the tests on the running kernel, and on Debian's 6.1 and 6.12 in
 	$(GO) -C kernels run . $(or $(KERNELSFLAGS),-o $(CURDIR)/docs/kernels.md)
 
 guard: ## Test the guard (eBPF) as root, with a cgroup v2 of its own (RACETIME=10s)
-	$(GO) -C $@ test $(RACE) . -racetime $(RACETIME)
+	@mkdir -p bin && $(GO) -C measure build -o ../bin/stress ./stress
+	$(GO) -C $@ test $(RACE) . -racetime $(RACETIME) -stress $(CURDIR)/bin/stress
 	$(GO) -C $@ test $(RACE) ./cmd/...
 
 guard-object: ## Make guard's object again from its C source, and compare (clang 14, llvm, libbpf-dev)

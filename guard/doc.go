@@ -22,7 +22,8 @@
 //     random.
 //   - More than three threads that connect one socket to different peers at the
 //     same time: EALREADY. So does a socket that has been connected to each of
-//     four peers by several threads.
+//     four peers by several threads, and before Linux 6.5 one that connects at the
+//     very moment in which Sync is at it.
 //   - Multicast and broadcast destinations are nobody's.
 //
 // # In doubt
@@ -81,7 +82,9 @@
 // guard's and sets another destination (a load balancer's) is seen too late to
 // deny anything; Stats counts that.
 //
-// A socket that is being closed has no reservation for its last microseconds.
+// A socket that is being closed has no reservation for its last microseconds. One
+// that the kernel has for itself, as for a tunnel that a program of the cgroup has
+// set up, is not seen to be closed: its reservation stays until the guard ends.
 //
 // A program may turn SO_REUSEADDR on in one thread while another connects the
 // socket that has no port yet: the port that the kernel picks then is reserved

@@ -295,7 +295,7 @@ func descriptors(t testing.TB) map[string]bool {
 	return open
 }
 
-var raceTime = flag.Duration("racetime", 3*time.Second, "how long programs with and without the lock race for the same 4-tuples")
+var raceTime = flag.Duration("racetime", 3*time.Second, "how `long` programs with and without the lock race for the same 4-tuples")
 
 const (
 	racers     = 8 // processes of either kind

@@ -34,7 +34,7 @@ func (g *Guard) Sync() error {
 	case err != nil:
 		return fmt.Errorf("ask what the guard is attached to: %w", err)
 	case attached == 0:
-		return ErrCgroupRemoved
+		return fmt.Errorf("guard: %w", ErrCgroupRemoved)
 	}
 	if err := g.setPorts(); err != nil {
 		return err

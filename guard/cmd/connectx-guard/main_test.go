@@ -74,7 +74,9 @@ func TestOnlyChangesArePrinted(t *testing.T) {
 	}
 }
 
-func TestItGuardsUntilItIsInterrupted(t *testing.T) {
+// tempCgroup makes a cgroup.
+func tempCgroup(t *testing.T) string {
+	t.Helper()
 	mount := t.TempDir()
 	if err := unix.Mount("none", mount, "cgroup2", 0, ""); err != nil {
 		t.Skipf("needs a cgroup v2: %v", err)
@@ -89,33 +91,58 @@ func TestItGuardsUntilItIsInterrupted(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := os.Remove(cgroup); err != nil {
+		if err := os.Remove(cgroup); err != nil && !os.IsNotExist(err) {
 			t.Error(err)
 		}
 	})
-	ctx, interrupt := context.WithCancel(t.Context())
-	r, w := io.Pipe()
-	var errs bytes.Buffer
-	code := make(chan int)
-	go func() { code <- run(ctx, []string{"-cgroup", cgroup, "-share"}, w, &errs) }()
-	line := make(chan string, 1)
-	go func() {
-		text, _ := bufio.NewReader(r).ReadString('\n')
-		line <- text
-	}()
-	select {
-	case got := <-line:
-		if want := "allowed 0, denied 0\n"; got != want {
-			t.Errorf("%q, want %q", got, want)
-		}
-	case <-code:
-		if strings.Contains(errs.String(), "needs root") {
-			t.Skip(&errs)
-		}
-		t.Fatal(&errs)
-	}
-	interrupt()
-	if got := <-code; got != exitOK {
-		t.Errorf("exit code %d: %s", got, &errs)
+	return cgroup
+}
+
+func TestItGuardsUntil(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		end  func(t *testing.T, cgroup string, interrupt func())
+		code int
+		want string // of the standard error
+	}{
+		{"it is interrupted", func(_ *testing.T, _ string, interrupt func()) { interrupt() }, exitOK, ""},
+		{"the cgroup is removed", func(t *testing.T, cgroup string, _ func()) {
+			if err := os.Remove(cgroup); err != nil {
+				t.Error(err)
+			}
+		}, exitFailed, "guard: " + guard.ErrCgroupRemoved.Error() + "\n"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			cgroup := tempCgroup(t)
+			ctx, interrupt := context.WithCancel(t.Context())
+			defer interrupt()
+			r, w := io.Pipe()
+			var errs bytes.Buffer
+			code := make(chan int)
+			go func() { code <- run(ctx, []string{"-cgroup", cgroup, "-share"}, w, &errs) }()
+			line := make(chan string, 1)
+			go func() {
+				text, _ := bufio.NewReader(r).ReadString('\n')
+				line <- text
+			}()
+			select {
+			case got := <-line:
+				if want := "allowed 0, denied 0\n"; got != want {
+					t.Errorf("%q, want %q", got, want)
+				}
+			case <-code:
+				if strings.Contains(errs.String(), "needs root") {
+					t.Skip(&errs)
+				}
+				t.Fatal(&errs)
+			}
+			test.end(t, cgroup, interrupt)
+			if got := <-code; got != test.code {
+				t.Errorf("exit code %d, want %d", got, test.code)
+			}
+			if got := errs.String(); got != test.want {
+				t.Errorf("%q, want %q", got, test.want)
+			}
+		})
 	}
 }
