@@ -9,8 +9,9 @@
 // only dials with it does not need a guard. It is for machines on which others
 // set SO_REUSEADDR and connect.
 //
-// It takes root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN, a cgroup v2, and a
-// kernel with BTF, Linux 6.1 or later (tried on 6.1, 6.12 and 6.18, amd64).
+// It takes root, or CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (for Sync also
+// CAP_SYS_PTRACE), a cgroup v2, and a kernel with BTF, Linux 6.1 or later (tried on
+// 6.1, 6.12 and 6.18, amd64).
 //
 // # What a program notices
 //

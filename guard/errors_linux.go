@@ -15,8 +15,8 @@ import (
 // ErrNotCgroup2 says that a folder is not a cgroup v2.
 var ErrNotCgroup2 = errors.New("not in a cgroup v2 file system (mount -t cgroup2 none FOLDER)")
 
-// ErrCgroupRemoved says that there is nothing left to guard.
-var ErrCgroupRemoved = errors.New("the cgroup has been removed, and the guard has ended with it")
+// ErrEnded says that a guard has ended by itself.
+var ErrEnded = errors.New("the guard has ended: its cgroup has been removed, or somebody has detached it")
 
 // explain says what the system lacks, if that is why Attach has failed.
 func explain(err error) error {

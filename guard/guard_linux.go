@@ -6,7 +6,9 @@ import (
 	"math/bits"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"slices"
+	"sync"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -16,7 +18,7 @@ import (
 // Options are for Attach. The zero value is good for most machines.
 type Options struct {
 	// Max is the number of sockets that there can be at a time that have
-	// connected, or tried to. Zero means 262,144. Each takes some 640 bytes of
+	// connected, or tried to, or share a port that they have bound. Zero means 262,144. Each takes some 640 bytes of
 	// the kernel's memory, and the room for one takes 80.
 	Max int
 
@@ -40,7 +42,8 @@ type Options struct {
 	// Pin is a folder of a BPF file system (/sys/fs/bpf/connectx) in which the
 	// guard outlives its process: killed, it goes on working, and the next
 	// Attach with the same Pin takes it over as it is, with the Options that
-	// it began with. If empty the guard ends with its process.
+	// it began with. The folder is made if there is none, and Close removes it
+	// if it is empty. If Pin is empty the guard ends with its process.
 	Pin string
 }
 
@@ -52,8 +55,10 @@ const (
 	groupsPerSocket = 4
 )
 
-// A Guard watches over the sockets of a cgroup.
+// A Guard watches over the sockets of a cgroup. Its methods can be called by several
+// goroutines.
 type Guard struct {
+	mu      sync.Mutex
 	objects programsObjects // of what has been pinned, the maps only
 	links   []link.Link
 	pin     string
@@ -71,21 +76,24 @@ func Attach(cgroup string, o Options) (*Guard, error) {
 	if err != nil {
 		return nil, err
 	}
-	g := &Guard{pin: o.Pin, share: o.Share}
-	if g.pin != "" {
+	g := &Guard{share: o.Share}
+	if o.Pin != "" {
+		if g.pin, err = filepath.Abs(o.Pin); err != nil {
+			return nil, explain(err)
+		}
 		folder, err := lockFolder(g.pin)
 		if err != nil {
 			return nil, explain(err)
 		}
 		defer folder.Close()
-		if g, err := takeOver(g.pin, id); g != nil || err != nil {
+		if g, err := takeOver(g.pin, cgroup, id); g != nil || err != nil {
 			return g, err
 		}
 	}
 	if err := g.attach(cgroup, id, o); err != nil {
 		errs := []error{explain(err)}
 		if g.pin != "" {
-			errs = append(errs, unpinAll(g.pin))
+			errs = append(errs, g.removeFolder())
 		}
 		return nil, errors.Join(append(errs, g.closeAll())...)
 	}
@@ -129,7 +137,7 @@ func (g *Guard) attach(cgroup string, id uint64, o Options) error {
 		}
 		g.links = append(g.links, l)
 	}
-	if err := g.Sync(); err != nil {
+	if err := g.sync(); err != nil {
 		return err
 	}
 	if err := g.objects.Adopting.Set(false); err != nil {
@@ -176,13 +184,18 @@ func (g *Guard) load(id uint64, o Options) error {
 // Close ends the guard, pinned or not. If another Guard has taken it over, that goes
 // on, but is no longer pinned. Connections stay as they are.
 func (g *Guard) Close() error {
-	err := g.unpin()
-	return errors.Join(err, g.closeAll())
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var errs []error
+	if err := g.unpin(); err != nil {
+		errs = append(errs, fmt.Errorf("guard: unpin from %s: %w", g.pin, err))
+	}
+	return errors.Join(append(errs, g.closeAll())...)
 }
 
 func (g *Guard) closeAll() error {
 	var errs []error
-	for _, l := range g.links {
+	for _, l := range slices.Backward(g.links) {
 		errs = append(errs, l.Close())
 	}
 	g.links = nil

@@ -1,16 +1,21 @@
 package guard
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
+
+// pinned returns where something is pinned. The folder may be others' as well.
+func (g *Guard) pinned(name string) string { return filepath.Join(g.pin, "connectx_guard_"+name) }
 
 // maps are those that a Guard reads, and writes, by the name of their pin.
 func (g *Guard) maps() map[string]**ebpf.Map {
@@ -32,10 +37,11 @@ func lockFolder(path string) (*os.File, error) {
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, err
 		}
-		f, err := os.Open(path)
+		f, err := os.OpenFile(path, unix.O_DIRECTORY, 0)
 		if errors.Is(err, fs.ErrNotExist) {
-			if _, err := os.Lstat(path); err != nil {
-				continue // it has been removed meanwhile
+			// It has been removed meanwhile, or is a link to nowhere.
+			if st, err := os.Lstat(path); err != nil || st.Mode()&fs.ModeSymlink == 0 {
+				continue
 			}
 		}
 		if err != nil {
@@ -82,7 +88,7 @@ func lockBPF(folder *os.File) (removed bool, err error) {
 
 func (g *Guard) pinAll() error {
 	pin := func(what interface{ Pin(string) error }, name string) error {
-		if err := what.Pin(filepath.Join(g.pin, name)); err != nil {
+		if err := what.Pin(g.pinned(name)); err != nil {
 			return fmt.Errorf("pin in %s: %w", g.pin, err)
 		}
 		return nil
@@ -107,9 +113,9 @@ func (g *Guard) pinAll() error {
 
 // takeOver returns the guard that is pinned, or nil if there is none. The folder is
 // locked.
-func takeOver(pin string, id uint64) (*Guard, error) {
+func takeOver(pin, cgroup string, id uint64) (*Guard, error) {
 	g := &Guard{pin: pin}
-	err := g.open(id)
+	err := g.open(cgroup, id)
 	if err == nil {
 		return g, nil
 	}
@@ -117,7 +123,7 @@ func takeOver(pin string, id uint64) (*Guard, error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		// There is none, or one that was killed before it was complete, or
 		// that has ended with its cgroup.
-		return nil, unpin(pin)
+		return nil, g.removePins()
 	}
 	return nil, explain(fmt.Errorf("take over %s: %w", pin, err))
 }
@@ -127,13 +133,13 @@ var (
 	errOtherVersion = errors.New("the guard there is another version's")
 )
 
-func (g *Guard) open(id uint64) error {
+func (g *Guard) open(cgroup string, id uint64) error {
 	spec, err := loadPrograms()
 	if err != nil {
 		return err
 	}
 	for _, h := range hooks {
-		l, err := link.LoadPinnedLink(filepath.Join(g.pin, h.name), nil)
+		l, err := link.LoadPinnedLink(g.pinned(h.name), nil)
 		if h.toShare && errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
@@ -145,14 +151,14 @@ func (g *Guard) open(id uint64) error {
 		switch attached, err := cgroupOf(l); {
 		case err != nil:
 			return err
-		case attached == 0:
-			return fs.ErrNotExist
-		case attached != id:
+		case attached != id && isCgroup(cgroup, attached):
 			return errOtherCgroup
+		case attached != id:
+			return fs.ErrNotExist // its last socket may still be open
 		}
 	}
 	for name, to := range g.maps() {
-		m, err := ebpf.LoadPinnedMap(filepath.Join(g.pin, name), nil)
+		m, err := ebpf.LoadPinnedMap(g.pinned(name), nil)
 		if err != nil {
 			return err
 		}
@@ -162,11 +168,11 @@ func (g *Guard) open(id uint64) error {
 			return errOtherVersion
 		}
 	}
-	g.objects.Sync, err = ebpf.LoadPinnedProgram(filepath.Join(g.pin, programsProgSync), nil)
+	g.objects.Sync, err = ebpf.LoadPinnedProgram(g.pinned(programsProgSync), nil)
 	return err
 }
 
-// cgroupOf returns what a link is attached to, or 0 if the cgroup has been removed.
+// cgroupOf returns what a link is attached to, or 0 if that is nothing any more.
 func cgroupOf(l link.Link) (id uint64, err error) {
 	info, err := l.Info()
 	if err != nil {
@@ -178,6 +184,24 @@ func cgroupOf(l link.Link) (id uint64, err error) {
 	return id, nil
 }
 
+// isCgroup reports whether there is a cgroup of that number, in the file system
+// that another one is in.
+func isCgroup(other string, id uint64) bool {
+	mount, err := unix.Open(other, unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(mount)
+	const kernfs = 0xfe // FILEID_KERNFS, include/linux/exportfs.h
+	handle := unix.NewFileHandle(kernfs, binary.NativeEndian.AppendUint64(nil, id))
+	fd, err := unix.OpenByHandleAt(mount, handle, unix.O_PATH|unix.O_CLOEXEC)
+	if err != nil {
+		return err != unix.ESTALE
+	}
+	unix.Close(fd)
+	return true
+}
+
 // unpin ends what pins the guard, if that is not another one by now.
 func (g *Guard) unpin() error {
 	if g.pin == "" || len(g.links) == 0 {
@@ -185,52 +209,48 @@ func (g *Guard) unpin() error {
 	}
 	folder, err := lockFolder(g.pin)
 	if err != nil {
-		return explain(err)
+		return err
 	}
 	defer folder.Close()
-	pinned, err := link.LoadPinnedLink(filepath.Join(g.pin, hooks[0].name), nil)
-	if errors.Is(err, fs.ErrNotExist) {
-		return unpinAll(g.pin)
-	}
+	own, err := g.links[0].Info()
 	if err != nil {
+		return err
+	}
+	pinned, err := link.LoadPinnedLink(g.pinned(hooks[0].name), nil)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return g.removeFolder()
+	case err != nil:
 		return err
 	}
 	defer pinned.Close()
-	theirs, err := pinned.Info()
-	if err != nil {
+	if theirs, err := pinned.Info(); err != nil || theirs.ID != own.ID {
 		return err
 	}
-	own, err := g.links[0].Info()
-	if err != nil || own.ID != theirs.ID {
-		return err
-	}
-	return unpinAll(g.pin)
+	return g.removeFolder()
 }
 
-// unpinAll removes the folder, and what is pinned there. What nobody has open ends
-// with that.
-func unpinAll(folder string) error {
-	if err := unpin(folder); err != nil {
+// removeFolder removes what is pinned, and the folder if there is nothing else in it.
+func (g *Guard) removeFolder() error {
+	if err := g.removePins(); err != nil {
 		return err
 	}
-	// It may have been there before.
-	if err := os.Remove(folder); err != nil && !errors.Is(err, unix.EBUSY) && !errors.Is(err, unix.ENOTEMPTY) {
-		return err
-	}
+	_ = unix.Rmdir(g.pin) // it may have been there before, and have to stay
 	return nil
 }
 
-// unpin leaves the folder, which is locked.
-func unpin(folder string) error {
-	names := []string{programsProgSync}
-	for name := range new(Guard).maps() {
-		names = append(names, name)
-	}
-	for _, h := range hooks {
+// removePins does so in the reverse order: what nobody has open ends with that.
+func (g *Guard) removePins() error {
+	var names []string
+	for _, h := range slices.Backward(hooks) {
 		names = append(names, h.name)
 	}
+	names = append(names, programsProgSync)
+	for name := range g.maps() {
+		names = append(names, name)
+	}
 	for _, name := range names {
-		if err := os.Remove(filepath.Join(folder, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		if err := os.Remove(g.pinned(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

@@ -15,7 +15,7 @@ import (
 type Stats struct {
 	Allowed    uint64 // connects let through; some fail later on
 	Denied     uint64
-	FailedOpen uint64 // let through though there was no room for a reservation
+	FailedOpen uint64 // let through though there was no room for a reservation, or found so by Attach
 
 	// Overlapping counts sockets that were seen on somebody else's 4-tuple
 	// after they had connected: another cgroup program has changed their
@@ -36,6 +36,8 @@ type Denial struct {
 
 // Stats reads the counters.
 func (g *Guard) Stats() (Stats, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	var s Stats
 	for what, n := range map[programsCounter]*uint64{
 		programsCounterALLOWED:     &s.Allowed,
@@ -89,7 +91,9 @@ type Reservation struct {
 // way have theirs already, and sockets that are being closed have none. Nor has a
 // socket that has its port from the kernel, and does not share it.
 func (g *Guard) Reservations() ([]Reservation, error) {
-	if err := g.Sync(); err != nil {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := g.sync(); err != nil {
 		return nil, err
 	}
 	return g.reservations()

@@ -25,8 +25,19 @@ import (
 // sockets that this is a burden: it goes through all UDP sockets of the namespace,
 // at a microsecond each.
 //
-// If the cgroup has been removed, the error is ErrCgroupRemoved: the guard has ended.
+// To know which connects are over it looks at what their threads do, with the
+// rights of ptrace (CAP_SYS_PTRACE for programs of other users) and in the first PID
+// namespace. What it cannot see stays reserved until the thread has ended.
+//
+// When the cgroup has been removed, and its last socket closed, the error is
+// ErrEnded.
 func (g *Guard) Sync() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.sync()
+}
+
+func (g *Guard) sync() error {
 	if len(g.links) == 0 {
 		return fmt.Errorf("guard: %w", os.ErrClosed)
 	}
@@ -34,7 +45,7 @@ func (g *Guard) Sync() error {
 	case err != nil:
 		return fmt.Errorf("ask what the guard is attached to: %w", err)
 	case attached == 0:
-		return fmt.Errorf("guard: %w", ErrCgroupRemoved)
+		return fmt.Errorf("guard: %w", ErrEnded)
 	}
 	if err := g.setPorts(); err != nil {
 		return err

@@ -65,8 +65,8 @@ enum { UNUSED, AWAY, THERE, WAITING };
 struct holder {
 	// The socket's cookie, shifted, with LOCKED and CLOSED. The kernel runs the
 	// hooks of a socket one at a time, but not released, nor sync before Linux
-	// 6.5. Both may come late, when the memory is another socket's: nothing is
-	// written without the lock, nor is there one of another owner, or of 0.
+	// 6.5. Both may come late, when the memory is another socket's: so they
+	// write only under the lock, and lock only what has their own cookie.
 	__u64 owner;
 	__u32 connects;
 	__u32 unreserved; // it is connected without a reservation, and counted
@@ -830,13 +830,14 @@ int sync(struct bpf_iter__udp *ctx)
 	if (!sk || sk->sk_protocol != IPPROTO_UDP || !in_cgroup(sk))
 		return 0;
 	d.cookie = bpf_get_socket_cookie(sk);
-	adopt = adopting && sk->__sk_common.skc_state == ESTABLISHED && shares(sk);
+	place_of(sk, &now);
+	adopt = adopting && now.peer_port != NOWHERE && shares(sk);
 	h = adopt ? find_or_make(d.cookie) : bpf_map_lookup_elem(&holders, &d.cookie);
 	if (!h && adopt)
 		count(FAILED_OPEN);
 	if (!h || !lock(h, d.cookie))
 		return 0;
-	place_of(sk, &now);
+	place_of(sk, &now); // before Linux 6.5 it may have moved
 	for (int i = 0; i < CLAIMS; i++) {
 		c = &h->claims[i];
 		d.by = c->by;

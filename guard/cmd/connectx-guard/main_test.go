@@ -110,7 +110,7 @@ func TestItGuardsUntil(t *testing.T) {
 			if err := os.Remove(cgroup); err != nil {
 				t.Error(err)
 			}
-		}, exitFailed, "guard: " + guard.ErrCgroupRemoved.Error() + "\n"},
+		}, exitFailed, "guard: " + guard.ErrEnded.Error() + "\n"},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			cgroup := tempCgroup(t)
