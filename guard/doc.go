@@ -21,10 +21,9 @@
 //     SO_REUSEPORT were not set; the guard takes both off. With all ports taken
 //     connect fails with EAGAIN. What it would have got else is a 4-tuple at
 //     random.
-//   - More than three threads that connect one socket to different peers at the
-//     same time: EALREADY. So does a socket that has been connected to each of
-//     four peers by several threads, and before Linux 6.5 one that connects at the
-//     very moment in which Sync is at it.
+//   - More than three threads that connect one socket, to different peers at the
+//     same time or in turn before the next Sync: EALREADY. So does, before Linux
+//     6.5, a socket that connects at the very moment in which Sync is at it.
 //   - Multicast and broadcast destinations are nobody's.
 //
 // # In doubt
@@ -41,8 +40,8 @@
 // Nothing runs after a connect, or when a socket is disconnected (AF_UNSPEC). A
 // 4-tuple that a socket has not got, or that it has left, stays reserved until the
 // socket connects again, until it is closed, or until the next [Guard.Sync]. What
-// several threads have connected one socket to stays until it is closed: it is not
-// known of which of them the connect is over.
+// many threads have connected one socket to, one after the other without a Sync,
+// stays until it is closed: it is not known of which of them the connect is over.
 //
 // Interfaces are not told apart: the same 4-tuple on two of them (two VRFs, or
 // link-local addresses) is one.

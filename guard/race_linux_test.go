@@ -128,8 +128,6 @@ func TestThreadsThatConnectOneSocket(t *testing.T) {
 	}
 	stop.Store(true)
 	workers.Wait()
-	// What several threads are after at the same time stays until then.
-	shared.close()
 	mustMatch(t, g)
 }
 
@@ -189,31 +187,102 @@ func TestWhatAnotherThreadMayBeAboutToGetIsKept(t *testing.T) {
 	mustMatch(t, g)
 }
 
+// elsewhere calls connect in a thread of its own.
+func elsewhere(connect func() error) error {
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and the thread ends with the goroutine
+		result <- connect()
+	}()
+	return <-result
+}
+
 // Of a 4-tuple that several threads have connected a socket to, one of them may
-// still be on its way there, whatever the socket has been connected to since.
+// still be on its way there, whatever the socket has been connected to since. Sync
+// finds out.
 func TestWhatSeveralThreadsConnectToIsKept(t *testing.T) {
 	g := attach(t, Options{})
 	s := open(t, v4).bind("127.0.0.1:5000")
-	connect := func(peer string) error {
-		result := make(chan error)
-		go func() {
-			runtime.LockOSThread() // and the thread ends with the goroutine
-			result <- s.connect(peer)
-		}()
-		return <-result
+	connect := func(peer int) error {
+		return elsewhere(func() error { return s.connect(fmt.Sprintf("127.0.0.%d:7", peer)) })
 	}
-	for peer := 1; peer <= 4; peer++ {
+	for peer := 1; peer <= 2; peer++ {
 		for range 3 {
-			if err := connect(fmt.Sprintf("127.0.0.%d:7", peer)); err != nil {
-				t.Fatal(err)
+			if err := connect(peer); err != nil {
+				t.Fatalf("peer %d: %v", peer, err)
 			}
 		}
 	}
-	s.mustFail("127.0.0.5:7", unix.EALREADY)
+	if err := connect(3); err != unix.EALREADY {
+		t.Errorf("with no claim left: %v, want %v", err, unix.EALREADY)
+	}
+	if reservations, err := g.reservations(); err != nil || len(reservations) != 2 {
+		t.Errorf("%v, %v; want that both peers are reserved", reservations, err)
+	}
+	mustMatch(t, g)
+	if err := connect(3); err != nil {
+		t.Error(err)
+	}
+	mustMatch(t, g)
+}
+
+// Of two threads that have connected to the same peer, one has gone on.
+func TestWhatAnotherThreadConnectsToAsWellIsKept(t *testing.T) {
+	g := attach(t, Options{})
+	s := open(t, v4).bind("127.0.0.1:5000")
+	first, second := thread(t), thread(t)
+	for _, step := range []struct {
+		in   func(func() error) error
+		peer string
+	}{
+		{first, "127.0.0.1:7"}, {second, "127.0.0.1:7"}, {first, "127.0.0.1:7"},
+		{second, "127.0.0.2:7"}, {second, "127.0.0.3:7"},
+	} {
+		if err := step.in(func() error { return s.connect(step.peer) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reservations, err := g.reservations()
+	if err != nil || !slices.ContainsFunc(reservations, func(r Reservation) bool { return r.Remote.String() == "127.0.0.1:7" }) {
+		t.Errorf("%v, %v: not reserved to 127.0.0.1:7", reservations, err)
+	}
+	mustMatch(t, g)
+}
+
+// thread returns what calls a function in a thread that stays until the test ends.
+func thread(t *testing.T) func(call func() error) error {
+	calls, results := make(chan func() error), make(chan error)
+	t.Cleanup(func() { close(calls) })
+	go func() {
+		runtime.LockOSThread() // and the thread ends with the goroutine
+		for call := range calls {
+			results <- call()
+		}
+	}()
+	return func(call func() error) error {
+		calls <- call
+		return <-results
+	}
+}
+
+// With more connects to one peer than there are claims for, it is not known which of
+// them are over.
+func TestWhatTooManyThreadsConnectToIsKeptUntilTheSocketIsClosed(t *testing.T) {
+	g := attach(t, Options{})
+	s := open(t, v4).bind("127.0.0.1:5000")
+	for range 10 {
+		s.disconnect() // it is not seen where it was
+		if err := elsewhere(func() error { return s.connect("127.0.0.1:7") }); err != nil {
+			t.Fatal(err)
+		}
+	}
 	mustSync(t, g)
-	open(t, v4).bind("127.0.0.1:5000").mustFail("127.0.0.1:7", unix.EADDRINUSE)
+	s.mustConnect("127.0.0.2:7")
+	mustSync(t, g)
+	second := open(t, v4).bind("127.0.0.1:5000")
+	second.mustFail("127.0.0.1:7", unix.EADDRINUSE)
 	s.close()
-	open(t, v4).bind("127.0.0.1:5000").mustConnect("127.0.0.1:7")
+	second.mustConnect("127.0.0.1:7")
 	mustMatch(t, g)
 }
 
@@ -634,7 +703,7 @@ func connectOutsider(h *held, fd int, r *raceResult) error {
 				h.quiet = true
 				return disconnect(fd)
 			}
-			err := connect()
+			err := elsewhere(connect) // as goroutines do
 			h.quiet = h.quiet && err != nil
 			return err
 		}

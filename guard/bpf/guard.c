@@ -44,19 +44,22 @@ struct claim {
 
 	// The connect that may be about to place the socket there: the thread in
 	// the lower half, the holder's count of connects in the upper one. 0 if
-	// none is, MANY if several threads have tried.
+	// none is, MANY if more have tried than there are claims for.
 	__u64 by;
 
-	__u32 held; // UNUSED, AWAY, THERE or WAITING
+	__u32 held; // UNUSED, AWAY, THERE, ANOTHER or WAITING
 	__u32 word; // of groups, in which it is counted, else NO_WORD
 };
 
 #define MANY (~(__u64)0)
 #define NO_WORD (~(__u32)0)
 
-// Where the socket was when the connect began: on another 4-tuple, or there
-// already. Or it is not connected, and WAITING on a port that it shares.
-enum { UNUSED, AWAY, THERE, WAITING };
+// Where the socket was when the connect began: AWAY, so that the connect is over if
+// the socket is found on the 4-tuple, or THERE, already or perhaps because of another
+// connect. ANOTHER thread is connecting it to the 4-tuple of a claim that there is,
+// which is kept for as long. Or it is not connected, and WAITING on a port that it
+// shares.
+enum { UNUSED, AWAY, THERE, ANOTHER, WAITING };
 
 #define CLAIMS 4
 
@@ -171,9 +174,11 @@ __noinline int drop(struct claim *c)
 	if (!c)
 		return 0;
 	struct tuple key = c->tuple; // Linux 6.1 takes no key that was passed to a function
-	if (c->word != NO_WORD)
-		leave(c->word);
-	bpf_map_delete_elem(&reserved, &key);
+	if (c->held != ANOTHER) {
+		if (c->word != NO_WORD)
+			leave(c->word);
+		bpf_map_delete_elem(&reserved, &key);
+	}
 	c->held = UNUSED;
 	return 0;
 }
@@ -291,10 +296,29 @@ static __always_inline struct claim *choose(struct holder *h, const struct tuple
 		struct claim *c = &h->claims[i];
 		if (!c->held)
 			unused = c;
-		else if (same(&c->tuple, t))
+		else if (c->held != ANOTHER && same(&c->tuple, t))
 			return c;
 	}
 	return unused;
+}
+
+// is_needed reports whether the socket, which is at now, needs a claim.
+__noinline bool is_needed(const struct holder *h, const struct claim *c, const struct tuple *now)
+{
+	if (!h || !c || !now)
+		return true;
+	if (c->held == WAITING)
+		return now->peer_port == NOWHERE && now->port == c->tuple.port;
+	if (c->by)
+		return true;
+	if (c->held == ANOTHER)
+		return false;
+	for (int i = 0; i < CLAIMS; i++) {
+		const struct claim *other = &h->claims[i];
+		if (other->held == ANOTHER && other->by && same(&other->tuple, &c->tuple))
+			return true;
+	}
+	return same(&c->tuple, now);
 }
 
 // settle makes the claims those that the socket needs, which is at now. The
@@ -321,14 +345,12 @@ __noinline int settle(struct holder *h, const struct tuple *now, __u64 cookie)
 	for (int i = 0; i < CLAIMS; i++) {
 		c = &h->claims[i];
 		// If it has come there since, the connect is over.
-		if (c->held == AWAY && c->by != MANY && became(c, now))
+		if (c->held == AWAY && became(c, now))
 			c->by = 0;
 		// Somebody else may have the 4-tuple for the moment that it takes
 		// to see that he must not have it: because of the reservation
 		// without a source, which is kept for as long.
-		bool needed = c->held == WAITING ? now->peer_port == NOWHERE && now->port == c->tuple.port :
-						   c->by || same(&c->tuple, now) || (err && became(c, now));
-		if (c->held && !needed)
+		if (c->held && !is_needed(h, c, now) && !(err && became(c, now)))
 			drop(c);
 		else if (c->held && became(c, now))
 			reserved_now = true;
@@ -449,7 +471,8 @@ static __always_inline int take(struct bpf_sock_addr *ctx, struct holder *h, __u
 				const struct tuple *now, const struct tuple *t)
 {
 	__u64 by = next_connect(h);
-	struct claim *c;
+	struct claim *c, *another = 0;
+	bool there = same(now, t);
 	int err;
 
 	for (int i = 0; i < CLAIMS; i++) {
@@ -461,18 +484,31 @@ static __always_inline int take(struct bpf_sock_addr *ctx, struct holder *h, __u
 	// Where the socket is found then does not tell which of them is over.
 	for (int i = 0; i < CLAIMS; i++) {
 		c = &h->claims[i];
-		if (c->held && c->by && is_mixed_up(c, t))
-			c->by = by = MANY;
+		if (!c->held) {
+			another = c;
+		} else if (c->by && is_mixed_up(c, t)) {
+			if (c->held == AWAY)
+				c->held = THERE;
+			there = true;
+		}
 	}
 	c = choose(h, t);
 	if (!c)
 		return EALREADY;
+	if (c->held && c->by && another) {
+		another->tuple = *t;
+		another->by = by;
+		another->held = ANOTHER;
+		return 0;
+	}
 	if (c->held) {
-		c->by = by;
-		c->held = same(now, t) ? THERE : AWAY;
+		c->by = c->by ? MANY : by;
+		c->held = there ? THERE : AWAY;
 		return 0;
 	}
 	err = reserve(c, t, cookie, by);
+	if (!err && there)
+		c->held = THERE;
 	if (err != -EEXIST && (collides_unknown(t, cookie) || collides_unreserved(ctx, now, t))) {
 		if (!err)
 			drop(c);
