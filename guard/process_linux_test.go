@@ -218,7 +218,7 @@ func TestAGuardThatWasKilledInAttach(t *testing.T) {
 // Of several at the same time, one attaches, and the others take that over.
 func TestAttachesAtTheSameTimeMakeOneGuard(t *testing.T) {
 	pin := filepath.Join(bpffs(t), "guard")
-	for range 20 {
+	for range 5 {
 		var all sync.WaitGroup
 		guards := make([]*Guard, 4)
 		for i := range guards {
