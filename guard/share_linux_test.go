@@ -46,7 +46,7 @@ func TestEachDestinationHasAllPorts(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			g := attach(t, Options{Share: true})
-			if err := netns.LoopbackUp("fd00::2/128", "fd00::3/128", "fd00::4/128"); err != nil && !strings.Contains(err.Error(), "exists") {
+			if err := netns.LoopbackUp("fd00::2/128", "fd00::3/128", "fd00::4/128"); err != nil {
 				t.Fatal(err)
 			}
 			setPorts(t, g, 43000, 43010, "43002,43003")

@@ -104,8 +104,8 @@ func LoopbackUp(addresses ...string) error {
 	return nil
 }
 
-// AddAddress gives an interface an address ("fd00::1/64") and returns when the
-// kernel delivers to it.
+// AddAddress gives an interface an address ("fd00::1/64"), if it has not got it yet,
+// and returns when the kernel delivers to it.
 func AddAddress(link netlink.Link, address string) error {
 	addr, err := netlink.ParseAddr(address)
 	if err != nil {
@@ -113,7 +113,7 @@ func AddAddress(link netlink.Link, address string) error {
 	}
 	addr.Flags = unix.IFA_F_NODAD
 	name := link.Attrs().Name
-	if err := netlink.AddrAdd(link, addr); err != nil {
+	if err := netlink.AddrReplace(link, addr); err != nil {
 		return fmt.Errorf("add %s to %s: %w", address, name, err)
 	}
 	// The local route of an IPv6 address is added by a kernel worker some time
