@@ -112,8 +112,8 @@ kernels: ## Run the tests on the running kernel, and on Debian's 6.1 and 6.12 in
 
 guard: ## Test the guard (eBPF) as root, with a cgroup v2 of its own (RACETIME=10s)
 	@mkdir -p bin && $(GO) -C measure build -o ../bin/stress ./stress
-	$(GO) -C $@ test $(RACE) . -racetime $(RACETIME) -stress $(CURDIR)/bin/stress
-	$(GO) -C $@ test $(RACE) ./cmd/...
+	$(GO) -C $@ test $(RACE) -v . -racetime $(RACETIME) -stress $(CURDIR)/bin/stress
+	$(GO) -C $@ test $(RACE) -v ./cmd/...
 
 guard-object: ## Make guard's object again from its C source, and compare (clang 14, llvm, libbpf-dev)
 	@mkdir -p bin && sha256sum guard/programs_bpfel.* >bin/guard.sums && $(GO) -C guard generate . && sha256sum -c bin/guard.sums
