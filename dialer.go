@@ -179,12 +179,12 @@ func (d *Dialer) DialIP(ctx context.Context, network string, laddr, raddr netip.
 //	tls.Dialer{NetDialer: d.NetDialer()}
 //
 // What d does it does in its ControlContext hook, which must stay in place; d's
-// own hooks run in there. LocalAddr has moved there too: the field is nil, and
-// stays so, and destination addresses of another family than LocalAddr's fail
-// instead of being left out (but for the unspecified address, which goes with
-// both). That aside, the connections and errors are those of d, except that Source
-// in a [*net.OpError] is not filled in. There is no last look, after connect, for
-// datagrams of strangers.
+// own hooks run in there. A LocalAddr of TCP or UDP has moved there too: the field
+// is nil, and stays so, and destination addresses of another family than
+// LocalAddr's fail instead of being left out (but for the unspecified address,
+// which goes with both). That aside, the connections and errors are those of d,
+// except that Source in a [*net.OpError] is not filled in. There is no last look,
+// after connect, for datagrams of strangers.
 //
 // Dial and DialContext share ports. DialTCP and DialUDP of a net.Dialer bind the
 // socket themselves and fail; use those of d.
@@ -194,8 +194,16 @@ func (d *Dialer) NetDialer() *net.Dialer {
 		return d.plain("")
 	}
 	h := d.hook()
-	h.anyLocal = d.LocalAddr
-	plain.LocalAddr = nil
+	switch d.LocalAddr.(type) {
+	case *net.UnixAddr:
+		// No port to share: net.Dialer binds it as ever.
+	case *net.IPAddr:
+		if len(d.SourceAddrs) > 0 { // runIP refuses both
+			h.anyLocal, plain.LocalAddr = d.LocalAddr, nil
+		}
+	default:
+		h.anyLocal, plain.LocalAddr = d.LocalAddr, nil
+	}
 	plain.Control = nil
 	plain.ControlContext = h.runAny
 	return &plain
@@ -207,6 +215,9 @@ func (h *hook) runAny(ctx context.Context, network, address string, c syscall.Ra
 	if protocolOf(network) == "" {
 		if isIP(network) {
 			return h.runIP(ctx, network, address, c)
+		}
+		if h.anyLocal != nil {
+			return &net.AddrError{Err: errMismatchedType, Addr: h.anyLocal.String()}
 		}
 		return h.userControl(ctx, network, address, c)
 	}

@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
@@ -613,20 +614,40 @@ func TestManyNamespacesInOneProcess(t *testing.T) {
 	conn.Close()
 }
 
+// On networks without ports a dial is net.Dialer's, the LocalAddr included.
 func TestDialReturnsWhatNetDialerReturnsForOtherNetworks(t *testing.T) {
-	path := t.TempDir() + "/socket"
-	listener, err := net.Listen("unix", path)
+	dir := t.TempDir()
+	listener, err := net.Listen("unix", filepath.Join(dir, "listener"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer listener.Close()
-	conn, err := connectx.DialContext(context.Background(), "unix", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	if _, ok := conn.(*net.UnixConn); !ok {
-		t.Errorf("got a %T", conn)
+	name := filepath.Join(dir, "dialer")
+	for _, local := range []net.Addr{
+		nil, &net.UnixAddr{Net: "unix", Name: name},
+		&net.IPAddr{IP: net.IPv4(127, 0, 0, 1)}, (*net.TCPAddr)(nil), &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)},
+	} {
+		outcome := func(dial func(network, address string) (net.Conn, error)) string {
+			conn, err := dial("unix", listener.Addr().String())
+			if err != nil {
+				return err.Error()
+			}
+			conn.Close()
+			// A file that is named here was bound.
+			return fmt.Sprintf("%T from %q, %v", conn, conn.LocalAddr(), os.Remove(name))
+		}
+		d := connectx.Dialer{Dialer: net.Dialer{LocalAddr: local}}
+		want := outcome(d.Dialer.Dial)
+		for name, dial := range map[string]func(network, address string) (net.Conn, error){"Dialer": d.Dial, "NetDialer": d.NetDialer().Dial} {
+			got := outcome(dial)
+			if name == "NetDialer" && !strings.HasPrefix(got, "*") {
+				// Of its hook, where the destination is known already.
+				got = strings.Replace(got, " "+listener.Addr().String(), "", 1)
+			}
+			if got != want {
+				t.Errorf("%s from a %T: %s, net.Dialer: %s", name, local, got, want)
+			}
+		}
 	}
 }
 

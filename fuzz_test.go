@@ -293,13 +293,16 @@ func FuzzLocalAddr(f *testing.F) {
 		f.Add(network, "[::ffff:127.0.0.1]:7", byte(kind), make([]byte, 4), "", 30003)
 		f.Add(network, "localhost:9", byte(kind), four, "", 0)
 		f.Add(network, "192.0.2.1:7", byte(kind), []byte{192, 0, 2, 9}, "", 0)
+		f.Add("ip:1", "0.0.0.0", byte(kind), []byte{0xff, 0x30, 15: 1}, "", 0)
+		f.Add("ip:1", "127.0.0.1", byte(kind), four, "", 0)
 	}
 	f.Fuzz(func(t *testing.T, network, address string, kind byte, ip []byte, zone string, port int) {
 		if isUnix(network) || oddZones.MatchString(address) || oddZones.MatchString("%"+zone+"]") {
 			return
 		}
 		local := localAddrOf(kind, ip, zone, port)
-		if _, isPort := local.(interface{ AddrPort() netip.AddrPort }); isPort && (isOtherThisHost(address, ip) || isThisHostFromMany(address, ip) || lacksZone(ip, zone)) {
+		_, hasPort := local.(interface{ AddrPort() netip.AddrPort })
+		if hasPort && (isOtherThisHost(address, ip) || isThisHostFromMany(address, ip) || lacksZone(ip, zone)) {
 			return
 		}
 		// One family after the other, however slow the machine is.
@@ -325,6 +328,10 @@ func FuzzLocalAddr(f *testing.F) {
 
 		conn, err = d.NetDialer().DialContext(ctx, network, address)
 		got := outcomeOf(conn, err, picked)
+		if !hasPort {
+			checkSame(t, "Dialer.NetDialer", want, got)
+			return
+		}
 		if hookRefuses(want, got, ip, port) {
 			if got.Error == "" {
 				t.Errorf("Dialer.NetDialer: net.Dialer: %s, connectx: %+v", want.Error, got)
