@@ -118,17 +118,18 @@ guard: ## Test the guard (eBPF) as root, with a cgroup v2 of its own (RACETIME=1
 guard-object: ## Make guard's object again from its C source, and compare (clang 14, llvm, libbpf-dev)
 	@mkdir -p bin && sha256sum guard/programs_bpfel.* >bin/guard.sums && $(GO) -C guard generate . && sha256sum -c bin/guard.sums
 
-guard-bench: ## Compare UDP connects under a guard with those without: medians of COUNT runs
+guard-bench: ## Compare UDP connects under a guard with those without: medians of COUNT runs; and what Sync takes
 	@mkdir -p bin && $(GO) -C guard test -c -o ../bin/guard.test .
 	@rm -f bin/guard.txt
 	@for i in $$(seq $(COUNT)); do \
-		bin/guard.test -test.run '^$$' -test.bench . -test.benchtime $(BENCHTIME) >>bin/guard.txt || exit 1; \
+		bin/guard.test -test.run '^$$' -test.bench 'Connect|Occupied' -test.benchtime $(BENCHTIME) >>bin/guard.txt || exit 1; \
 		printf '\rrun %d of %d' $$i $(COUNT) >&2; \
 	done; echo >&2
 	@uname -srm; grep -m1 '^cpu:' bin/guard.txt; echo 'connect, medians: deny : none, share : none'
 	@$(TOOL) benchstat -format csv -filter .unit:ns/op -col /guard bin/guard.txt 2>/dev/null | \
-		awk -F, '/^Connect/ { sub(/-[0-9]+$$/, "", $$1); printf "%-40s %.2f %.2f\n", $$1, $$4 / $$2, $$8 / $$2; deny[$$1] = $$4 } \
+		awk -F, '/^Connect|^Occupied/ { sub(/-[0-9]+$$/, "", $$1); printf "%-40s %4s %.2f\n", $$1, $$4 ? sprintf("%.2f", $$4 / $$2) : "", $$8 / $$2; deny[$$1] = $$4 } \
 			END { printf "under deny, connectx.Dialer : a dialer without its lock and lookup: %.2f\n", deny["Connect/connectx.Dialer"] / deny["Connect/net.Dialer+SO_REUSEADDR"] }'
+	@bin/guard.test -test.run '^$$' -test.bench Sync | grep ^Benchmark
 
 faults: bin/connectx.test ## Make each system call of a dial fail in each way, and print what follows (half a minute)
 	CONNECTX_FAULTS=bin/faults.txt bin/connectx.test -test.run '^TestFaults' -test.v

@@ -376,7 +376,7 @@ func mustStats(t testing.TB, g *Guard) Stats {
 }
 
 // restore changes a sysctl of the namespace for one test.
-func restore(t *testing.T, name string, change func() error) {
+func restore(t testing.TB, name string, change func() error) {
 	t.Helper()
 	path := "/proc/sys/net/ipv4/" + name
 	before, err := os.ReadFile(path)

@@ -18,8 +18,9 @@ import (
 // Options are for Attach. The zero value is good for most machines.
 type Options struct {
 	// Max is the number of sockets that there can be at a time that have
-	// connected, or tried to, or share a port that they have bound. Zero means 262,144. Each takes some 640 bytes of
-	// the kernel's memory, and the room for one takes 80.
+	// connected, or tried to, or share a port that they have bound. Zero means
+	// 262,144. Each takes 448 bytes of the kernel's memory (640 as its
+	// allocator rounds them up), and the room for one takes 80.
 	Max int
 
 	// DenyWhenFull says that a connect fails with ENOBUFS where there are Max

@@ -23,6 +23,7 @@ func (g *Guard) maps() map[string]**ebpf.Map {
 		programsMapReserved: &g.objects.Reserved,
 		programsMapOver:     &g.objects.Over,
 		programsMapPorts:    &g.objects.Ports,
+		programsMapTaken:    &g.objects.Taken,
 		programsMapCounters: &g.objects.Counters,
 		programsMapDenials:  &g.objects.Denials,
 	}

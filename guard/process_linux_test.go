@@ -201,6 +201,24 @@ func TestAPinnedGuardOutlivesItsProcess(t *testing.T) {
 	open(t, v4).bind("127.0.0.1:5000").mustConnect("127.0.0.9:7")
 }
 
+// The one who takes it over tells it when ports become few.
+func TestAPinnedGuardThatShares(t *testing.T) {
+	pin := filepath.Join(bpffs(t), "guard")
+	attach(t, Options{Pin: pin, Share: true})
+	g := attach(t, Options{Pin: pin})
+	setPorts(t, g, 43000, 43009, "")
+	for range 10 {
+		openPlain(t, v4).mustConnect("127.0.0.9:7")
+	}
+	s := openPlain(t, v4)
+	if err := unix.Bind(s.fd, s.address("127.0.0.1:0")); err != unix.EADDRINUSE {
+		t.Errorf("bind before Sync: %v", err)
+	}
+	mustSync(t, g)
+	s.bind("127.0.0.1:0").mustConnect("127.0.0.10:7")
+	mustMatch(t, g)
+}
+
 func TestAGuardThatWasKilledInAttach(t *testing.T) {
 	pin := filepath.Join(bpffs(t), "guard")
 	start(t, roleCommand(t, "attach", group, pin))()

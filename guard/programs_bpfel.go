@@ -52,6 +52,11 @@ type programsHolder struct {
 	}
 }
 
+type programsPortSet struct {
+	_     structs.HostLayout
+	Ports [1024]uint64
+}
+
 type programsPorts struct {
 	_        structs.HostLayout
 	Low      uint32
@@ -82,6 +87,7 @@ const (
 	programsMapOver       = "over"
 	programsMapPorts      = "ports"
 	programsMapReserved   = "reserved"
+	programsMapTaken      = "taken"
 	programsProgBind4     = "bind4"
 	programsProgBind6     = "bind6"
 	programsProgConnect4  = "connect4"
@@ -94,6 +100,7 @@ const (
 	programsVarGroupsMask = "groups_mask"
 	programsVarSeed       = "seed"
 	programsVarShare      = "share"
+	programsVarSteps      = "steps"
 )
 
 // loadPrograms returns the embedded CollectionSpec for programs.
@@ -158,6 +165,7 @@ type programsMapSpecs struct {
 	Over     *ebpf.MapSpec `ebpf:"over"`
 	Ports    *ebpf.MapSpec `ebpf:"ports"`
 	Reserved *ebpf.MapSpec `ebpf:"reserved"`
+	Taken    *ebpf.MapSpec `ebpf:"taken"`
 }
 
 // programsVariableSpecs contains global variables before they are loaded into the kernel.
@@ -170,6 +178,7 @@ type programsVariableSpecs struct {
 	GroupsMask *ebpf.VariableSpec `ebpf:"groups_mask"`
 	Seed       *ebpf.VariableSpec `ebpf:"seed"`
 	Share      *ebpf.VariableSpec `ebpf:"share"`
+	Steps      *ebpf.VariableSpec `ebpf:"steps"`
 }
 
 // programsObjects contains all objects after they have been loaded into the kernel.
@@ -200,6 +209,7 @@ type programsMaps struct {
 	Over     *ebpf.Map `ebpf:"over"`
 	Ports    *ebpf.Map `ebpf:"ports"`
 	Reserved *ebpf.Map `ebpf:"reserved"`
+	Taken    *ebpf.Map `ebpf:"taken"`
 }
 
 func (m *programsMaps) Close() error {
@@ -212,6 +222,7 @@ func (m *programsMaps) Close() error {
 		m.Over,
 		m.Ports,
 		m.Reserved,
+		m.Taken,
 	)
 }
 
@@ -225,6 +236,7 @@ type programsVariables struct {
 	GroupsMask *ebpf.Variable `ebpf:"groups_mask"`
 	Seed       *ebpf.Variable `ebpf:"seed"`
 	Share      *ebpf.Variable `ebpf:"share"`
+	Steps      *ebpf.Variable `ebpf:"steps"`
 }
 
 // programsPrograms contains all programs after they have been loaded into the kernel.

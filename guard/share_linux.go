@@ -6,12 +6,12 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/seed22601231/connectx/internal/inuse"
 	"github.com/seed22601231/connectx/portpick"
 )
 
-// setPorts tells the programs the ephemeral port range of the namespace, if they
-// are to share ports.
+// setPorts tells the programs the ephemeral port range of the namespace, and
+// whether few of the ports were free when sync last went through the sockets, if
+// they are to share ports.
 func (g *Guard) setPorts() error {
 	if !g.share {
 		return nil
@@ -25,17 +25,22 @@ func (g *Guard) setPorts() error {
 	if err != nil {
 		return err
 	}
-	used, err := portsInUse(ports)
-	if err != nil {
-		return err
+	var taken programsPortSet
+	if err := g.objects.Taken.Lookup(uint32(0), &taken); err != nil {
+		return fmt.Errorf("look which ports are taken: %w", err)
 	}
 	p := programsPorts{Low: uint32(ports.Low()), Count: uint32(ports.High()-ports.Low()) + 1}
+	free := ports.Len()
 	for port := int(ports.Low()); port <= int(ports.High()); port++ {
-		if !ports.Contains(uint16(port)) {
-			p.Reserved[port/64] |= 1 << (port % 64)
+		word, bit := port/64, uint64(1)<<(port%64)
+		switch {
+		case !ports.Contains(uint16(port)):
+			p.Reserved[word] |= bit
+		case taken.Ports[word]&bit != 0:
+			free--
 		}
 	}
-	if free := ports.Len() - used; free <= ports.Len()/crowded {
+	if free <= ports.Len()/crowded {
 		p.Crowded = 1
 	}
 	ns, err := namespace()
@@ -50,21 +55,6 @@ func (g *Guard) setPorts() error {
 
 // crowded is the part of the ports below which few are free.
 const crowded = 8
-
-// portsInUse counts those of the ports that UDP sockets are on.
-func portsInUse(ports *portpick.Ports) (int, error) {
-	sockets, err := inuse.Sockets("udp")
-	if err != nil {
-		return 0, err
-	}
-	used := make(map[uint16]bool)
-	for _, s := range sockets {
-		if port := s.Local.Port(); ports.Contains(port) {
-			used[port] = true
-		}
-	}
-	return len(used), nil
-}
 
 // namespace is the cookie of the calling thread's network namespace.
 func namespace() (uint64, error) {

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -70,8 +71,40 @@ func TestEachDestinationHasAllPorts(t *testing.T) {
 	}
 }
 
+// A port is found in about the same time if all that come first are taken: to try
+// one after the other takes some hundred times as long.
+func TestThePortsThatComeFirstMayBeTaken(t *testing.T) {
+	const low, high, peer = 30000, 45999, "127.0.0.2:7"
+	g := attach(t, Options{Share: true})
+	setPorts(t, g, low, high, "")
+	median := func() time.Duration {
+		var took [100]time.Duration
+		for i := range took {
+			s := openPlain(t, v4)
+			start := time.Now()
+			s.mustConnect(peer)
+			took[i] = time.Since(start)
+			s.close()
+		}
+		slices.Sort(took[:])
+		return took[len(took)/2]
+	}
+	before := median()
+	for port := low; port <= high; port += 2 {
+		open(t, v4).bind(fmt.Sprintf("127.0.0.1:%d", port)).mustConnect(peer)
+	}
+	after := median()
+	t.Logf("median of a connect: %v, with all even ports taken %v", before, after)
+	if after > 20*before {
+		t.Errorf("a connect takes %v, and %v with all even ports taken", before, after)
+	}
+	if port := openPlain(t, v4).mustConnect(peer).port(); port%2 == 0 {
+		t.Errorf("port %d", port)
+	}
+}
+
 // setPorts sets the ephemeral port range for the rest of the test.
-func setPorts(t *testing.T, g *Guard, low, high uint16, reserved string) {
+func setPorts(t testing.TB, g *Guard, low, high uint16, reserved string) {
 	t.Helper()
 	restore(t, "ip_local_port_range", func() error { return netns.SetPortRange(low, high) })
 	restore(t, "ip_local_reserved_ports", func() error { return netns.SetReservedPorts(reserved) })

@@ -47,11 +47,14 @@ func (g *Guard) sync() error {
 	case attached == 0:
 		return fmt.Errorf("guard: %w", ErrEnded)
 	}
-	if err := g.setPorts(); err != nil {
-		return err
+	if err := g.objects.Taken.Put(uint32(0), &programsPortSet{}); err != nil {
+		return fmt.Errorf("forget which ports are taken: %w", err)
 	}
 	doubts, err := g.pass()
-	if err != nil || !seesThreads() {
+	if err != nil {
+		return err
+	}
+	if err := g.setPorts(); err != nil || !seesThreads() {
 		return err
 	}
 	var over []programsDoubt

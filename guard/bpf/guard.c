@@ -143,6 +143,19 @@ struct {
 	__type(value, struct ports);
 } ports SEC(".maps");
 
+// The ports that UDP sockets of the namespace are on, as sync finds them, a bit
+// each.
+struct port_set {
+	__u64 ports[1024];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct port_set);
+} taken SEC(".maps");
+
 // The last connect that was denied.
 struct denial {
 	struct tuple tuple;
@@ -477,7 +490,7 @@ static __always_inline int take(struct bpf_sock_addr *ctx, struct holder *h, __u
 
 	for (int i = 0; i < CLAIMS; i++) {
 		c = &h->claims[i];
-		if ((__u32)c->by == (__u32)by && c->by != MANY)
+		if ((__u32)c->by == (__u32)by)
 			c->by = 0;
 	}
 	settle(h, now, cookie);
@@ -525,7 +538,8 @@ struct search {
 	struct ports *ports;
 	struct tuple tuple;
 	__u64 cookie, by;
-	__u32 start, family;
+	__u64 start, step;
+	__u32 family;
 	int err;
 };
 
@@ -546,20 +560,51 @@ static __always_inline int bind(struct search *s)
 	return bpf_bind(s->ctx, (struct sockaddr *)&sa, sizeof(sa));
 }
 
-// try tries the ith port from the start, those with an even offset in the range
-// first, as the kernel does for TCP: programs that need a port of their own then
-// still find one. It returns 1 when the search is over.
-static long try(__u32 i, struct search *s)
+// Ports with an even offset in the range come first, as the kernel does it for TCP:
+// programs that need a port of their own then still find one. Where PROBES of them
+// in a row are taken most are, and where as many with an odd offset are as well,
+// all others are tried, in steps of a prime number: so they differ from search to
+// search, and none is left out.
+#define PROBES 16
+
+const __u32 steps[] = {65537, 1000003, 2654435761, 4294967291};
+
+// tries is how many ports to try, all of them at least once.
+static __always_inline __u32 tries(const struct ports *p)
+{
+	return p->count <= 2 * PROBES ? p->count : 2 * PROBES + p->count;
+}
+
+// nth is the offset of the port to try as the ith.
+static __always_inline __u32 nth(const struct search *s, __u32 i)
 {
 	__u32 count = s->ports->count, even = (count + 1) / 2, odd = count / 2;
-	__u32 offset = i < even ? (s->start + i) % even * 2 : (s->start + i) % (odd ? odd : 1) * 2 + 1;
-	__u32 port = s->ports->low + offset;
+	__u32 probes = even < PROBES ? even : PROBES;
+
+	if (i < probes)
+		return (s->start + i) % even * 2;
+	i -= probes;
+	probes = odd < PROBES ? odd : PROBES;
+	if (i < probes)
+		return (s->start + i) % odd * 2 + 1;
+	i -= probes;
+	return (s->start + i * s->step) % count;
+}
+
+// try tries the ith port. It returns 1 when the search is over.
+static long try(__u32 i, struct search *s)
+{
+	__u32 port = s->ports->low + nth(s, i);
 
 	if (port > 0xffff) // the loader is just changing the range
 		return 0;
 	if (s->ports->reserved[port / 64 & 1023] & (__u64)1 << port % 64)
 		return 0;
 	s->tuple.port = port;
+	s->err = -EEXIST;
+	// To look first is faster than to make a reservation in vain.
+	if (i && (bpf_map_lookup_elem(&reserved, &s->tuple) || collides_unknown(&s->tuple, s->cookie)))
+		return 0;
 	s->err = reserve(s->claim, &s->tuple, s->cookie, s->by);
 	if (s->err == -EEXIST)
 		return 0;
@@ -586,6 +631,7 @@ static __always_inline bool share_port(struct bpf_sock_addr *ctx, const struct t
 		.tuple = *t,
 		.cookie = cookie,
 		.start = bpf_get_prandom_u32(),
+		.step = steps[bpf_get_prandom_u32() % (sizeof(steps) / sizeof(steps[0]))],
 		.family = ctx->sk->family,
 		.err = -EEXIST,
 	};
@@ -597,7 +643,7 @@ static __always_inline bool share_port(struct bpf_sock_addr *ctx, const struct t
 	s.by = next_connect(h);
 	if (bpf_setsockopt(ctx, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)))
 		return false;
-	bpf_loop(s.ports->count, try, &s, 0);
+	bpf_loop(tries(s.ports), try, &s, 0);
 	return !s.err;
 }
 
@@ -851,6 +897,15 @@ static __always_inline bool shares(struct sock *sk)
 	       BPF_CORE_READ_BITFIELD_PROBED(sk, sk_userlocks) & SOCK_BINDPORT_LOCK;
 }
 
+static __always_inline void note_port(__u16 port)
+{
+	__u32 zero = 0;
+	struct port_set *t = bpf_map_lookup_elem(&taken, &zero);
+
+	if (t)
+		t->ports[port / 64] |= (__u64)1 << port % 64;
+}
+
 // sync goes through the sockets of a network namespace, makes up for what was not
 // seen when it happened, and writes down in what it has doubts.
 SEC("iter/udp")
@@ -863,7 +918,11 @@ int sync(struct bpf_iter__udp *ctx)
 	struct claim *c;
 	bool adopt, closed;
 
-	if (!sk || sk->sk_protocol != IPPROTO_UDP || !in_cgroup(sk))
+	if (!sk || sk->sk_protocol != IPPROTO_UDP)
+		return 0;
+	if (share)
+		note_port(sk->__sk_common.skc_num);
+	if (!in_cgroup(sk))
 		return 0;
 	d.cookie = bpf_get_socket_cookie(sk);
 	place_of(sk, &now);
