@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/seed22601231/connectx"
+	"github.com/seed22601231/connectx/internal/seccomp"
 )
 
 func init() {
@@ -22,11 +23,11 @@ func init() {
 	}
 	children["netlink does not answer"] = func() int {
 		// Requests are sent with MSG_DONTWAIT, and then are not.
-		return fallback(refusal{unix.SYS_SENDTO, 3, unix.MSG_DONTWAIT, 0}, "recv")
+		return fallback(seccomp.Fail(unix.SYS_SENDTO, 3, unix.MSG_DONTWAIT, 0), "recv")
 	}
 	children["udp_diag is missing"] = func() int {
 		// To the kernel without udp_diag, every socket is ENOENT.
-		return fallback(refusal{unix.SYS_SENDTO, 3, unix.MSG_DONTWAIT, unix.ENOENT}, "no such file")
+		return fallback(seccomp.Fail(unix.SYS_SENDTO, 3, unix.MSG_DONTWAIT, unix.ENOENT), "no such file")
 	}
 	for name, refusals := range tcpWithout {
 		children[name] = func() int {
@@ -41,13 +42,13 @@ func init() {
 }
 
 var (
-	noPortRange     = refusal{unix.SYS_SETSOCKOPT, 2, unix.IP_LOCAL_PORT_RANGE, unix.ENOPROTOOPT}
-	noAddressNoPort = refusal{unix.SYS_SETSOCKOPT, 2, unix.IP_BIND_ADDRESS_NO_PORT, unix.ENOPROTOOPT}
-	noNetlink       = refusal{unix.SYS_SOCKET, 0, unix.AF_NETLINK, unix.EPERM}
+	noPortRange     = seccomp.Fail(unix.SYS_SETSOCKOPT, 2, unix.IP_LOCAL_PORT_RANGE, unix.ENOPROTOOPT)
+	noAddressNoPort = seccomp.Fail(unix.SYS_SETSOCKOPT, 2, unix.IP_BIND_ADDRESS_NO_PORT, unix.ENOPROTOOPT)
+	noNetlink       = seccomp.Fail(unix.SYS_SOCKET, 0, unix.AF_NETLINK, unix.EPERM)
 )
 
 // tcpWithout is what a kernel, or a sandbox, may not have.
-var tcpWithout = map[string][]refusal{
+var tcpWithout = map[string][]seccomp.Rule{
 	"no IP_LOCAL_PORT_RANGE":                             {noPortRange},
 	"no IP_BIND_ADDRESS_NO_PORT":                         {noAddressNoPort},
 	"no IP_LOCAL_PORT_RANGE nor IP_BIND_ADDRESS_NO_PORT": {noPortRange, noAddressNoPort},
@@ -69,7 +70,7 @@ func TestUDPWhenTheKernelDoesNotAnswer(t *testing.T) {
 }
 
 // fallback is a program that the kernel refuses something.
-func fallback(r refusal, why string) int {
+func fallback(r seccomp.Rule, why string) int {
 	if err := refuse(r); err != nil {
 		return failChild("%v", err)
 	}

@@ -12,27 +12,13 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/seed22601231/connectx/internal/seccomp"
 )
 
-// A refusal makes a system call fail, for real: the kernel returns errno (0 for
-// success without having done anything) where the argument has that value.
-type refusal struct {
-	call     uint32
-	argument uint32 // its index
-	value    uint32
-	errno    unix.Errno
-}
-
 // refuse installs a seccomp filter in this process, for good.
-func refuse(refusals ...refusal) error {
-	var program []unix.SockFilter
-	for _, r := range refusals {
-		program = append(program,
-			load(offsetCall), unless(r.call, 3),
-			load(offsetArguments+8*r.argument), unless(r.value, 1),
-			ret(unix.SECCOMP_RET_ERRNO|uint32(r.errno)))
-	}
-	_, err := install(unix.SECCOMP_FILTER_FLAG_TSYNC, append(program, ret(unix.SECCOMP_RET_ALLOW)))
+func refuse(rules ...seccomp.Rule) error {
+	_, err := seccomp.Install(unix.SECCOMP_FILTER_FLAG_TSYNC, rules...)
 	return err
 }
 
@@ -44,17 +30,7 @@ func refuse(refusals ...refusal) error {
 func beforeEach(calls []uint32, f func(data []byte)) error {
 	runtime.GOMAXPROCS(4)
 	debug.SetGCPercent(-1)
-	program := []unix.SockFilter{load(offsetCall)}
-	for _, call := range calls {
-		program = append(program, unless(call, 1), ret(unix.SECCOMP_RET_USER_NOTIF))
-	}
-	program = append(program, ret(unix.SECCOMP_RET_ALLOW))
-	// A call that the runtime's preemption signals interrupt would be made, and
-	// seen, a second time. Before Linux 5.19 there is nothing against that.
-	listener, err := install(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER|unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, program)
-	if errors.Is(err, unix.EINVAL) {
-		listener, err = install(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, program)
-	}
+	listener, err := listen(calls)
 	if err != nil {
 		return err
 	}
@@ -84,20 +60,24 @@ func beforeEach(calls []uint32, f func(data []byte)) error {
 // locked. What beforeEach has to make do with does not trouble this: while the
 // call waits, no code of this process has to run.
 func catchEach(calls []uint32, socket int) error {
-	program := []unix.SockFilter{load(offsetCall)}
-	for _, call := range calls {
-		program = append(program, unless(call, 1), ret(unix.SECCOMP_RET_USER_NOTIF))
-	}
-	program = append(program, ret(unix.SECCOMP_RET_ALLOW))
-	listener, err := install(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER|unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, program)
-	if errors.Is(err, unix.EINVAL) { // as in beforeEach; the child may do without the signals
-		listener, err = install(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, program)
-	}
+	listener, err := listen(calls)
 	if err != nil {
 		return err
 	}
 	defer unix.Close(listener)
 	return unix.Sendmsg(socket, []byte{0}, unix.UnixRights(listener), nil, 0)
+}
+
+// listen has those system calls of the calling thread wait for what is decided at
+// the listener. One that the runtime's preemption signals interrupt would be made,
+// and seen, a second time; before Linux 5.19 there is nothing against that.
+func listen(calls []uint32) (listener int, err error) {
+	rule := seccomp.Notify(calls...)
+	listener, err = seccomp.Install(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER|unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV, rule)
+	if errors.Is(err, unix.EINVAL) {
+		listener, err = seccomp.Install(unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, rule)
+	}
+	return listener, err
 }
 
 // A caughtCall is a system call that waits for a decision.
@@ -157,7 +137,7 @@ func decideOnEach(socket, pidfd int, decide func(c *caughtCall) decision) error 
 			pidfd:  pidfd,
 		}
 		for i := range c.args {
-			c.args[i] = binary.NativeEndian.Uint64(data[offsetArguments+8*i:])
+			c.args[i] = binary.NativeEndian.Uint64(data[seccomp.OffsetArguments+8*i:])
 		}
 		d := decide(&c)
 		var response [24]byte // struct seccomp_notif_resp
@@ -214,37 +194,4 @@ func ended(listener int) bool {
 func ioctl(fd int, request uintptr, b []byte) unix.Errno {
 	_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(unsafe.Pointer(&b[0])))
 	return errno
-}
-
-// Offsets in struct seccomp_data; an argument's low half comes first on
-// little-endian machines.
-const (
-	offsetCall      = 0
-	offsetArguments = 16
-)
-
-func load(offset uint32) unix.SockFilter {
-	return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: offset}
-}
-
-// unless skips instructions if what was loaded is not value.
-func unless(value uint32, skip uint8) unix.SockFilter {
-	return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: value, Jf: skip}
-}
-
-func ret(value uint32) unix.SockFilter {
-	return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: value}
-}
-
-// install installs a filter and returns what seccomp(2) does.
-func install(flags uintptr, program []unix.SockFilter) (int, error) {
-	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
-		return -1, fmt.Errorf("prctl: %w", err)
-	}
-	prog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
-	fd, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, flags, uintptr(unsafe.Pointer(&prog)))
-	if errno != 0 {
-		return -1, fmt.Errorf("seccomp: %w", errno)
-	}
-	return int(fd), nil
 }

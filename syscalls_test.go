@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/seed22601231/connectx"
+	"github.com/seed22601231/connectx/internal/seccomp"
 )
 
 // watchedCalls are those that a dial can have anything to do with. Go's runtime
@@ -156,7 +157,7 @@ func printSystemCalls(d *connectx.Dialer, network, destination string) int {
 		counts[i]++
 		call[0] = binary.NativeEndian.Uint32(data)
 		for j := range 3 {
-			call[1+j] = binary.NativeEndian.Uint32(data[offsetArguments+8*j:])
+			call[1+j] = binary.NativeEndian.Uint32(data[seccomp.OffsetArguments+8*j:])
 		}
 		written.Add(1) // what is written here may be read after a Load
 	})

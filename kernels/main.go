@@ -12,7 +12,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -24,18 +23,13 @@ import (
 	"strings"
 	"syscall"
 	"time"
-)
 
-// Exit codes.
-const (
-	exitOK     = 0
-	exitFailed = 1
-	exitUsage  = 2
+	"github.com/seed22601231/connectx/internal/program"
 )
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	code := program.Run("kernels", os.Stderr, func() error { return run(ctx, os.Args[1:], os.Stdout, os.Stderr) })
 	stop()
 	os.Exit(code)
 }
@@ -61,31 +55,25 @@ const running = "running"
 // parse returns flag.ErrHelp if the help was asked for and has been written.
 func (o *options) parse(args []string, helpTo io.Writer) error {
 	flags := flag.NewFlagSet("kernels", flag.ContinueOnError)
-	flags.SetOutput(io.Discard) // the caller reports errors
 	flags.StringVar(&o.file, "o", "", "write the table to this `file` as well")
 	flags.StringVar(&o.accel, "accel", "", "accelerator of qemu, kvm or tcg (default: kvm where it works, else tcg)")
 	flags.StringVar(&o.module, "module", "..", "`directory` of the library")
 	flags.StringVar(&o.cache, "cache", "../bin/kernels", "`directory` that kernels are kept in, and logs of the machines")
 	flags.StringVar(&o.tests, "run", "", "run only the tests that match this `regexp`")
 	kernels := flags.String("kernels", running+",6.1,6.12", "`list` of kernels, the running one first if it is there")
-	err := flags.Parse(args)
-	switch {
-	case errors.Is(err, flag.ErrHelp):
-		fmt.Fprint(helpTo, help)
-		flags.SetOutput(helpTo)
-		flags.PrintDefaults()
-		return err
-	case err != nil:
-		return err
-	case flags.NArg() > 0:
-		return fmt.Errorf("unexpected argument %q", flags.Arg(0))
-	case o.accel != "" && o.accel != "kvm" && o.accel != "tcg":
+	return program.Parse(flags, help, args, helpTo, func() error {
+		o.kernels = strings.Split(*kernels, ",")
+		return o.check()
+	})
+}
+
+func (o *options) check() error {
+	if o.accel != "" && o.accel != "kvm" && o.accel != "tcg" {
 		return fmt.Errorf("-accel %s: must be kvm or tcg", o.accel)
 	}
 	if _, err := regexp.Compile(o.tests); err != nil {
 		return fmt.Errorf("-run: %w", err)
 	}
-	o.kernels = strings.Split(*kernels, ",")
 	for _, k := range o.kernels {
 		if _, ok := suites[k]; !ok && k != running {
 			return fmt.Errorf("-kernels %s: must be %s, 6.1 or 6.12", k, running)
@@ -94,34 +82,26 @@ func (o *options) parse(args []string, helpTo io.Writer) error {
 	return nil
 }
 
-func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
-	complain := func(err error) { fmt.Fprintf(stderr, "kernels: %v\n", err) }
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	var o options
-	switch err := o.parse(args, stdout); {
-	case errors.Is(err, flag.ErrHelp):
-		return exitOK
-	case err != nil:
-		complain(err)
-		return exitUsage
+	if err := o.parse(args, stdout); err != nil {
+		return err
 	}
 	columns, err := o.runAll(ctx, stderr)
 	if err != nil {
-		complain(err)
-		return exitFailed
+		return err
 	}
 	text := table(columns)
 	fmt.Fprint(stdout, text)
 	if o.file != "" {
 		if err := os.WriteFile(o.file, []byte(text), 0o644); err != nil {
-			complain(err)
-			return exitFailed
+			return err
 		}
 	}
 	if failures := failed(columns); len(failures) > 0 {
-		complain(fmt.Errorf("failed:\n\n%s", strings.Join(failures, "\n")))
-		return exitFailed
+		return fmt.Errorf("failed:\n\n%s", strings.Join(failures, "\n"))
 	}
-	return exitOK
+	return nil
 }
 
 // runAll runs the tests on each kernel.

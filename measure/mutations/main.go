@@ -16,7 +16,7 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/seed22601231/connectx/measure/internal/program"
+	"github.com/seed22601231/connectx/internal/program"
 )
 
 func main() { os.Exit(runCommand(os.Args[1:], os.Stdout, os.Stderr)) }

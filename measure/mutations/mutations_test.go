@@ -17,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/seed22601231/connectx/measure/internal/program"
+	"github.com/seed22601231/connectx/internal/program"
 )
 
 const libraryRoot = "../.."

@@ -16,7 +16,7 @@ import (
 
 	"github.com/seed22601231/connectx/internal/holders"
 	"github.com/seed22601231/connectx/internal/netns"
-	"github.com/seed22601231/connectx/measure/internal/program"
+	"github.com/seed22601231/connectx/internal/program"
 )
 
 func TestMain(m *testing.M) {

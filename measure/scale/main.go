@@ -12,7 +12,7 @@ import (
 	"path/filepath"
 
 	"github.com/seed22601231/connectx/internal/netns"
-	"github.com/seed22601231/connectx/measure/internal/program"
+	"github.com/seed22601231/connectx/internal/program"
 )
 
 func main() {

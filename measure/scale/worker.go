@@ -16,7 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/seed22601231/connectx"
-	"github.com/seed22601231/connectx/measure/internal/program"
+	"github.com/seed22601231/connectx/internal/program"
 )
 
 // workerEnv tells a process that it is one of a crew. Its arguments are a role

@@ -14,12 +14,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/seed22601231/connectx"
+	"github.com/seed22601231/connectx/internal/seccomp"
 )
 
-// A brokenCall is a system call that fails for as long as a thread lives.
+// A brokenCall is a system call that fails, where an argument (its index) has that
+// value, for as long as a thread lives.
 type brokenCall struct {
-	name string
-	refusal
+	name                  string
+	call, argument, value uint32
+	errno                 unix.Errno
 }
 
 // Types of sockets as package net and connectx open them.
@@ -30,27 +33,27 @@ const (
 
 // brokenCalls are of each kind that a dial makes.
 var brokenCalls = []brokenCall{
-	{"socket, netlink", refusal{unix.SYS_SOCKET, 0, unix.AF_NETLINK, unix.EACCES}},
-	{"socket, a look at new ones", refusal{unix.SYS_SOCKET, 1, datagram, unix.ENOMEM}},
-	{"socket, UDP", refusal{unix.SYS_SOCKET, 1, unix.SOCK_DGRAM | dialled, unix.ENOBUFS}},
-	{"socket, TCP", refusal{unix.SYS_SOCKET, 1, unix.SOCK_STREAM | dialled, unix.ENOBUFS}},
-	{"bind, IPv4", refusal{unix.SYS_BIND, 2, unix.SizeofSockaddrInet4, unix.ENOMEM}},
-	{"bind, IPv4, in use", refusal{unix.SYS_BIND, 2, unix.SizeofSockaddrInet4, unix.EADDRINUSE}},
-	{"bind, IPv6", refusal{unix.SYS_BIND, 2, unix.SizeofSockaddrInet6, unix.ENOBUFS}},
-	{"bind, netlink", refusal{unix.SYS_BIND, 2, unix.SizeofSockaddrNetlink, unix.EPERM}},
-	{"connect, IPv4", refusal{unix.SYS_CONNECT, 2, unix.SizeofSockaddrInet4, unix.ENETUNREACH}},
-	{"connect, IPv6", refusal{unix.SYS_CONNECT, 2, unix.SizeofSockaddrInet6, unix.EACCES}},
-	{"connect, IPv4, no address", refusal{unix.SYS_CONNECT, 2, unix.SizeofSockaddrInet4, unix.EADDRNOTAVAIL}},
-	{"setsockopt, SO_REUSEADDR", refusal{unix.SYS_SETSOCKOPT, 2, unix.SO_REUSEADDR, unix.ENOMEM}},
-	{"setsockopt, IP_LOCAL_PORT_RANGE", refusal{unix.SYS_SETSOCKOPT, 2, unix.IP_LOCAL_PORT_RANGE, unix.ENOPROTOOPT}},
-	{"setsockopt, IP_BIND_ADDRESS_NO_PORT", refusal{unix.SYS_SETSOCKOPT, 2, unix.IP_BIND_ADDRESS_NO_PORT, unix.ENOPROTOOPT}},
-	{"getsockopt, SO_COOKIE", refusal{unix.SYS_GETSOCKOPT, 2, unix.SO_COOKIE, unix.ENOPROTOOPT}},
-	{"getsockopt, SO_NETNS_COOKIE", refusal{unix.SYS_GETSOCKOPT, 2, unix.SO_NETNS_COOKIE, unix.ENOPROTOOPT}},
-	{"sendto, netlink", refusal{unix.SYS_SENDTO, 3, unix.MSG_DONTWAIT, unix.ENOBUFS}},
-	{"recvfrom, netlink", refusal{unix.SYS_RECVFROM, 3, unix.MSG_DONTWAIT, unix.ENOMEM}},
-	{"recvmmsg, netlink", refusal{unix.SYS_RECVMMSG, 3, unix.MSG_DONTWAIT, unix.EPERM}},
-	{"getsockname", refusal{unix.SYS_GETSOCKNAME, 0, 0, unix.ENOBUFS}},
-	{"dup3", refusal{unix.SYS_DUP3, 2, unix.O_CLOEXEC, unix.EBUSY}},
+	{"socket, netlink", unix.SYS_SOCKET, 0, unix.AF_NETLINK, unix.EACCES},
+	{"socket, a look at new ones", unix.SYS_SOCKET, 1, datagram, unix.ENOMEM},
+	{"socket, UDP", unix.SYS_SOCKET, 1, unix.SOCK_DGRAM | dialled, unix.ENOBUFS},
+	{"socket, TCP", unix.SYS_SOCKET, 1, unix.SOCK_STREAM | dialled, unix.ENOBUFS},
+	{"bind, IPv4", unix.SYS_BIND, 2, unix.SizeofSockaddrInet4, unix.ENOMEM},
+	{"bind, IPv4, in use", unix.SYS_BIND, 2, unix.SizeofSockaddrInet4, unix.EADDRINUSE},
+	{"bind, IPv6", unix.SYS_BIND, 2, unix.SizeofSockaddrInet6, unix.ENOBUFS},
+	{"bind, netlink", unix.SYS_BIND, 2, unix.SizeofSockaddrNetlink, unix.EPERM},
+	{"connect, IPv4", unix.SYS_CONNECT, 2, unix.SizeofSockaddrInet4, unix.ENETUNREACH},
+	{"connect, IPv6", unix.SYS_CONNECT, 2, unix.SizeofSockaddrInet6, unix.EACCES},
+	{"connect, IPv4, no address", unix.SYS_CONNECT, 2, unix.SizeofSockaddrInet4, unix.EADDRNOTAVAIL},
+	{"setsockopt, SO_REUSEADDR", unix.SYS_SETSOCKOPT, 2, unix.SO_REUSEADDR, unix.ENOMEM},
+	{"setsockopt, IP_LOCAL_PORT_RANGE", unix.SYS_SETSOCKOPT, 2, unix.IP_LOCAL_PORT_RANGE, unix.ENOPROTOOPT},
+	{"setsockopt, IP_BIND_ADDRESS_NO_PORT", unix.SYS_SETSOCKOPT, 2, unix.IP_BIND_ADDRESS_NO_PORT, unix.ENOPROTOOPT},
+	{"getsockopt, SO_COOKIE", unix.SYS_GETSOCKOPT, 2, unix.SO_COOKIE, unix.ENOPROTOOPT},
+	{"getsockopt, SO_NETNS_COOKIE", unix.SYS_GETSOCKOPT, 2, unix.SO_NETNS_COOKIE, unix.ENOPROTOOPT},
+	{"sendto, netlink", unix.SYS_SENDTO, 3, unix.MSG_DONTWAIT, unix.ENOBUFS},
+	{"recvfrom, netlink", unix.SYS_RECVFROM, 3, unix.MSG_DONTWAIT, unix.ENOMEM},
+	{"recvmmsg, netlink", unix.SYS_RECVMMSG, 3, unix.MSG_DONTWAIT, unix.EPERM},
+	{"getsockname", unix.SYS_GETSOCKNAME, 0, 0, unix.ENOBUFS},
+	{"dup3", unix.SYS_DUP3, 2, unix.O_CLOEXEC, unix.EBUSY},
 }
 
 // afterBrokenCall may follow from any of them: a Dialer tries another port, or has
@@ -123,7 +126,7 @@ func (r *run) dialBroken(b brokenCall, random *rand.Rand) {
 			}
 		}
 	}
-	if err := refuse(b.refusal); err != nil {
+	if _, err := seccomp.Install(0, seccomp.Fail(b.call, b.argument, b.value, b.errno)); err != nil {
 		r.fail("%v", err)
 		return
 	}

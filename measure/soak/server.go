@@ -10,8 +10,8 @@ import (
 	"os/signal"
 	"sync"
 
+	"github.com/seed22601231/connectx/internal/program"
 	"github.com/seed22601231/connectx/measure/internal/echo"
-	"github.com/seed22601231/connectx/measure/internal/program"
 )
 
 // serverEnv tells a process that it is the server.

@@ -11,7 +11,7 @@ import (
 	"os"
 	"time"
 
-	"github.com/seed22601231/connectx/measure/internal/program"
+	"github.com/seed22601231/connectx/internal/program"
 )
 
 func main() {

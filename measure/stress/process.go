@@ -16,8 +16,8 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"github.com/seed22601231/connectx/internal/program"
 	"github.com/seed22601231/connectx/measure/internal/echo"
-	"github.com/seed22601231/connectx/measure/internal/program"
 )
 
 // workerEnv tells a process that it is one of a crew. Its arguments are a role

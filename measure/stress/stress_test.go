@@ -25,8 +25,8 @@ import (
 
 	"github.com/seed22601231/connectx"
 	"github.com/seed22601231/connectx/internal/netns"
+	"github.com/seed22601231/connectx/internal/program"
 	"github.com/seed22601231/connectx/measure/internal/echo"
-	"github.com/seed22601231/connectx/measure/internal/program"
 )
 
 func TestMain(m *testing.M) {
