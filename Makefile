@@ -125,11 +125,14 @@ guard-bench: ## Compare UDP connects under a guard with those without: medians o
 		bin/guard.test -test.run '^$$' -test.bench 'Connect|Occupied' -test.benchtime $(BENCHTIME) >>bin/guard.txt || exit 1; \
 		printf '\rrun %d of %d' $$i $(COUNT) >&2; \
 	done; echo >&2
-	@uname -srm; grep -m1 '^cpu:' bin/guard.txt; echo 'connect, medians: deny : none, share : none'
+	@uname -srm; grep -m1 '^cpu:' bin/guard.txt; echo 'Connect, medians: deny : none, share : none. Occupied: none and share, : none of the ports taken and no guard'
 	@$(TOOL) benchstat -format csv -filter .unit:ns/op -col /guard bin/guard.txt 2>/dev/null | \
-		awk -F, '/^Connect|^Occupied/ { sub(/-[0-9]+$$/, "", $$1); printf "%-40s %4s %.2f\n", $$1, $$4 ? sprintf("%.2f", $$4 / $$2) : "", $$8 / $$2; deny[$$1] = $$4 } \
+		awk -F, '{ sub(/-[0-9]+$$/, "", $$1) } \
+			/^Connect/ { printf "%-40s %.2f %.2f\n", $$1, $$4 / $$2, $$8 / $$2; deny[$$1] = $$4 } \
+			$$1 == "Occupied/taken=0" { free = $$2 } \
+			/^Occupied/ { printf "%-40s %.2f %.2f\n", $$1, $$2 / free, $$8 / free } \
 			END { printf "under deny, connectx.Dialer : a dialer without its lock and lookup: %.2f\n", deny["Connect/connectx.Dialer"] / deny["Connect/net.Dialer+SO_REUSEADDR"] }'
-	@bin/guard.test -test.run '^$$' -test.bench Sync | grep ^Benchmark
+	@bin/guard.test -test.run '^$$' -test.bench Sync >bin/guard-sync.txt && grep ^Benchmark bin/guard-sync.txt
 
 faults: bin/connectx.test ## Make each system call of a dial fail in each way, and print what follows (half a minute)
 	CONNECTX_FAULTS=bin/faults.txt bin/connectx.test -test.run '^TestFaults' -test.v

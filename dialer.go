@@ -187,7 +187,8 @@ func (d *Dialer) DialIP(ctx context.Context, network string, laddr, raddr netip.
 // after connect, for datagrams of strangers.
 //
 // Dial and DialContext share ports. DialTCP and DialUDP of a net.Dialer bind the
-// socket themselves and fail; use those of d.
+// socket themselves and fail, and so do DialIP and DialUnix if LocalAddr is of TCP
+// or UDP; use those of d.
 func (d *Dialer) NetDialer() *net.Dialer {
 	plain := d.Dialer
 	if !supported {
@@ -195,14 +196,12 @@ func (d *Dialer) NetDialer() *net.Dialer {
 	}
 	h := d.hook()
 	switch d.LocalAddr.(type) {
-	case *net.UnixAddr:
-		// No port to share: net.Dialer binds it as ever.
+	case *net.TCPAddr, *net.UDPAddr:
+		h.anyLocal, plain.LocalAddr = d.LocalAddr, nil
 	case *net.IPAddr:
 		if len(d.SourceAddrs) > 0 { // runIP refuses both
 			h.anyLocal, plain.LocalAddr = d.LocalAddr, nil
 		}
-	default:
-		h.anyLocal, plain.LocalAddr = d.LocalAddr, nil
 	}
 	plain.Control = nil
 	plain.ControlContext = h.runAny

@@ -84,7 +84,7 @@ func BenchmarkConnect(b *testing.B) {
 }
 
 // BenchmarkOccupied is about plain system calls with a destination to which some of
-// the ports are taken, up to all of them: the last connect fails then.
+// the ports are taken, up to all of them, where connect fails.
 func BenchmarkOccupied(b *testing.B) {
 	const low, high = 30000, 45999 // of which one process can hold all
 	const peer = "127.2.0.1:5353"

@@ -160,6 +160,9 @@ func (g *Guard) open(cgroup string, id uint64) error {
 	}
 	for name, to := range g.maps() {
 		m, err := ebpf.LoadPinnedMap(g.pinned(name), nil)
+		if errors.Is(err, fs.ErrNotExist) { // links are pinned last
+			return errOtherVersion
+		}
 		if err != nil {
 			return err
 		}
@@ -170,6 +173,9 @@ func (g *Guard) open(cgroup string, id uint64) error {
 		}
 	}
 	g.objects.Sync, err = ebpf.LoadPinnedProgram(g.pinned(programsProgSync), nil)
+	if errors.Is(err, fs.ErrNotExist) {
+		return errOtherVersion
+	}
 	return err
 }
 

@@ -219,6 +219,32 @@ func TestAPinnedGuardThatShares(t *testing.T) {
 	mustMatch(t, g)
 }
 
+// One that is pinned, and has not what this version needs, is left as it is.
+func TestAPinnedGuardOfAnotherVersion(t *testing.T) {
+	for _, missing := range []string{programsMapTaken, programsProgSync} {
+		pin := filepath.Join(bpffs(t), "guard")
+		g := attach(t, Options{Pin: pin})
+		if err := os.Remove(g.pinned(missing)); err != nil {
+			t.Fatal(err)
+		}
+		if other, err := Attach(group, Options{Pin: pin}); !errors.Is(err, errOtherVersion) {
+			t.Errorf("without %s: %v, want %v", missing, err, errOtherVersion)
+			if err == nil {
+				other.Close()
+			}
+		}
+		if _, err := os.Stat(g.pinned("connect4")); err != nil {
+			t.Errorf("without %s: %v", missing, err)
+		}
+		first := open(t, v4).bind("127.0.0.1:5000").mustConnect("127.0.0.9:7")
+		open(t, v4).bind("127.0.0.1:5000").mustFail("127.0.0.9:7", unix.EADDRINUSE)
+		first.close()
+		if err := g.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestAGuardThatWasKilledInAttach(t *testing.T) {
 	pin := filepath.Join(bpffs(t), "guard")
 	start(t, roleCommand(t, "attach", group, pin))()

@@ -1,9 +1,11 @@
 package guard
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/seed22601231/connectx/portpick"
@@ -25,8 +27,12 @@ func (g *Guard) setPorts() error {
 	if err != nil {
 		return err
 	}
+	ns, err := namespace()
+	if err != nil {
+		return err
+	}
 	var taken programsPortSet
-	if err := g.objects.Taken.Lookup(uint32(0), &taken); err != nil {
+	if err := g.objects.Taken.Lookup(ns, &taken); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("look which ports are taken: %w", err)
 	}
 	p := programsPorts{Low: uint32(ports.Low()), Count: uint32(ports.High()-ports.Low()) + 1}
@@ -43,10 +49,6 @@ func (g *Guard) setPorts() error {
 	if free <= ports.Len()/crowded {
 		p.Crowded = 1
 	}
-	ns, err := namespace()
-	if err != nil {
-		return err
-	}
 	if err := g.objects.Ports.Put(ns, &p); err != nil {
 		return fmt.Errorf("note the ephemeral port range: %w", err)
 	}
@@ -55,6 +57,21 @@ func (g *Guard) setPorts() error {
 
 // crowded is the part of the ports below which few are free.
 const crowded = 8
+
+// forgetTaken makes ready for the next time that sync goes through the sockets.
+func (g *Guard) forgetTaken() error {
+	if !g.share {
+		return nil
+	}
+	ns, err := namespace()
+	if err != nil {
+		return err
+	}
+	if err := g.objects.Taken.Put(ns, &programsPortSet{}); err != nil {
+		return fmt.Errorf("forget which ports are taken: %w", err)
+	}
+	return nil
+}
 
 // namespace is the cookie of the calling thread's network namespace.
 func namespace() (uint64, error) {

@@ -47,8 +47,8 @@ func (g *Guard) sync() error {
 	case attached == 0:
 		return fmt.Errorf("guard: %w", ErrEnded)
 	}
-	if err := g.objects.Taken.Put(uint32(0), &programsPortSet{}); err != nil {
-		return fmt.Errorf("forget which ports are taken: %w", err)
+	if err := g.forgetTaken(); err != nil {
+		return err
 	}
 	doubts, err := g.pass()
 	if err != nil {

@@ -143,16 +143,16 @@ struct {
 	__type(value, struct ports);
 } ports SEC(".maps");
 
-// The ports that UDP sockets of the namespace are on, as sync finds them, a bit
-// each.
+// The ports that UDP sockets are on, as sync finds them, by network namespace, a
+// bit each.
 struct port_set {
 	__u64 ports[1024];
 };
 
 struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 16);
+	__type(key, __u64);
 	__type(value, struct port_set);
 } taken SEC(".maps");
 
@@ -562,12 +562,13 @@ static __always_inline int bind(struct search *s)
 
 // Ports with an even offset in the range come first, as the kernel does it for TCP:
 // programs that need a port of their own then still find one. Where PROBES of them
-// in a row are taken most are, and where as many with an odd offset are as well,
-// all others are tried, in steps of a prime number: so they differ from search to
-// search, and none is left out.
+// in a row are taken most are, and the odd ones are no longer spared; to look at
+// every even one takes a hundred times as long. Where as many odd ones are taken,
+// all ports are tried, in steps that differ from search to search: prime numbers
+// above all counts, so that none is left out.
 #define PROBES 16
 
-const __u32 steps[] = {65537, 1000003, 2654435761, 4294967291};
+const __u32 steps[] = {1000003, 2246822519, 2654435761, 3266489917};
 
 // tries is how many ports to try, all of them at least once.
 static __always_inline __u32 tries(const struct ports *p)
@@ -897,13 +898,12 @@ static __always_inline bool shares(struct sock *sk)
 	       BPF_CORE_READ_BITFIELD_PROBED(sk, sk_userlocks) & SOCK_BINDPORT_LOCK;
 }
 
-static __always_inline void note_port(__u16 port)
+static __always_inline void note_port(__u64 netns, __u16 port)
 {
-	__u32 zero = 0;
-	struct port_set *t = bpf_map_lookup_elem(&taken, &zero);
+	struct port_set *t = bpf_map_lookup_elem(&taken, &netns);
 
 	if (t)
-		t->ports[port / 64] |= (__u64)1 << port % 64;
+		__sync_fetch_and_or(&t->ports[port / 64], (__u64)1 << port % 64);
 }
 
 // sync goes through the sockets of a network namespace, makes up for what was not
@@ -921,7 +921,7 @@ int sync(struct bpf_iter__udp *ctx)
 	if (!sk || sk->sk_protocol != IPPROTO_UDP)
 		return 0;
 	if (share)
-		note_port(sk->__sk_common.skc_num);
+		note_port(sk->__sk_common.skc_net.net->net_cookie, sk->__sk_common.skc_num);
 	if (!in_cgroup(sk))
 		return 0;
 	d.cookie = bpf_get_socket_cookie(sk);

@@ -1,7 +1,8 @@
 //go:build linux
 
-// Package program is what the programs that measure have in common: flags, a
-// network namespace of their own, an end by interrupt, and exit codes.
+// Package program is what the programs that measure and test the library have in
+// common: flags, a network namespace of their own, an end by interrupt, and exit
+// codes.
 package program
 
 import (

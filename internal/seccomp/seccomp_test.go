@@ -35,7 +35,8 @@ func TestRules(t *testing.T) {
 		call          func() error
 		before, after error
 	}{
-		{"the option of one level", get(unix.SOL_SOCKET, unix.SO_RCVBUF), nil, unix.ENOMEM},
+		{"an argument of one call", get(unix.SOL_SOCKET, unix.SO_RCVBUF), nil, unix.ENOMEM},
+		{"the same of another call", func() error { return unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, 4096) }, nil, nil},
 		{"another option", get(unix.SOL_SOCKET, unix.SO_SNDBUF), nil, nil},
 		{"an option of a level", get(unix.SOL_IP, unix.IP_TOS), nil, unix.ENOPROTOOPT},
 		{"another one of it", get(unix.SOL_IP, unix.IP_TTL), nil, nil},
