@@ -31,10 +31,8 @@ func init() {
 	}
 	for name, refusals := range tcpWithout {
 		children[name] = func() int {
-			for _, r := range refusals {
-				if err := refuse(r); err != nil {
-					return failChild("%v", err)
-				}
+			if err := refuse(refusals...); err != nil {
+				return failChild("%v", err)
 			}
 			return wholeRangeTwice("tcp")
 		}

@@ -20,14 +20,13 @@ import (
 
 	"github.com/seed22601231/connectx"
 	"github.com/seed22601231/connectx/internal/netns"
-	"github.com/seed22601231/connectx/internal/seccomp"
 )
 
 func init() {
 	for name, f := range map[string]func() int{"slice": useSlice, "hold slice": holdSlice} {
 		children[name] = f
 		children[name+", no IP_LOCAL_PORT_RANGE"] = func() int {
-			if err := refuse(seccomp.Fail(unix.SYS_SETSOCKOPT, 2, unix.IP_LOCAL_PORT_RANGE, unix.ENOPROTOOPT)); err != nil {
+			if err := refuse(noPortRange); err != nil {
 				return failChild("%v", err)
 			}
 			return f()

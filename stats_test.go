@@ -20,7 +20,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/seed22601231/connectx"
-	"github.com/seed22601231/connectx/internal/seccomp"
 )
 
 func init() {
@@ -289,7 +288,7 @@ func statsOfAStress() int {
 
 // statsWithoutNetlink counts dials that fall back.
 func statsWithoutNetlink() int {
-	if err := refuse(seccomp.Fail(unix.SYS_SOCKET, 0, unix.AF_NETLINK, unix.EPERM)); err != nil {
+	if err := refuse(noNetlink); err != nil {
 		return failChild("%v", err)
 	}
 	_, udp, _ := strings.Cut(os.Getenv("DESTINATIONS"), " ")
